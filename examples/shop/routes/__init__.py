@@ -1,0 +1,1 @@
+"""The routes of the shop, by what they are about."""

@@ -1,0 +1,1 @@
+"""SHOW: routes an application can mount."""

@@ -1,0 +1,1 @@
+"""WATCH: what the live window says about the service now."""

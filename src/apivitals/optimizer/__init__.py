@@ -1,0 +1,1 @@
+"""Acts on what was found: caching, batching, background work, compression, queries. Built in a later version."""

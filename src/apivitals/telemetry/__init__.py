@@ -1,0 +1,1 @@
+"""PRODUCE: spans and histograms of a service, with classes and tallies."""
