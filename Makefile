@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH ?=
 SHELL := /bin/sh
 VENV := .venv
 TOOLS := .venv-tools
@@ -34,8 +35,8 @@ check: $(VENV)/.stamp ## Check formatting, lint, types, import rules and generat
 test-matrix: ## Run the server tests on every FastAPI line we support
 	@$(PYTHON) scripts/matrix
 
-bench: $(VENV)/.stamp ## Measure what telemetry adds to a request, in CPU time
-	@$(BIN)/python tests/benchmarks/bench.py
+bench: $(VENV)/.stamp ## Measure what telemetry costs, ours and others'; BENCH="--only cpu --rounds 9" narrows it
+	@$(BIN)/python -m tests.benchmarks.overhead $(BENCH)
 
 services: ## Install the servers that some tests talk to, or say how to
 	@scripts/services

@@ -47,17 +47,18 @@ def drip(connection: socket.socket, stopped: Event) -> None:
 class ScriptedServer:
     """Answers each request with the next reply, and with 200 when there are no more."""
 
-    def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *replies: Reply, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self.replies = deque(replies)
         self._tls = tls
+        self._wanted_port = port
         self._stopped = Event()
         self._changed = Condition()
         self._open: list[socket.socket] = []
 
     def __enter__(self) -> ScriptedServer:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", self._wanted_port))
         self.port = self._listener.getsockname()[1]
         self.endpoint = f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1/traces"
         Thread(target=self._accept, daemon=True).start()

@@ -6,16 +6,63 @@ A leaf, because the port that is scraped and the route that an application mount
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-#: Below so many characters compression saves nobody anything.
+#: Below so many bytes compression saves nobody anything.
 GZIP_FROM = 16_384
 
-#: Characters that are encoded at once: the interpreter is held for the time that one piece takes.
+#: Characters of a piece of a given text: the interpreter is held for the time that its encoding takes.
 _PIECE = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """One answer to a scrape: its type, and its text in pieces, which may be rendered as they are taken."""
+
+    content_type: str
+    pieces: Iterable[str]
+
+    @classmethod
+    def of(cls, text: str) -> Exposition:
+        """A text as it is. OpenMetrics ends with a line that the classic text does not have."""
+        kind = OPENMETRICS if text.endswith("# EOF\n") else CLASSIC
+        return cls(kind, [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)])
+
+    def encode(self, accept_encoding: str = "") -> Body:
+        """What is sent, compressed where that is allowed and worth it. What is no Unicode becomes `?`.
+
+        Between two pieces other threads run. Slow for large texts even so: not for an event loop.
+        """
+        pieces = (piece.encode(errors="replace") for piece in self.pieces)
+        plain: list[bytes] = []
+        # The size is known only when it is reached, because the pieces are not made before.
+        if accepts_gzip(accept_encoding):
+            size = 0
+            for piece in pieces:
+                plain.append(piece)
+                size += len(piece)
+                if size >= GZIP_FROM:
+                    return Body("gzip", list(_gzipped(chain(plain, pieces))))
+        return Body("", [*plain, *pieces])
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of an answer: its content coding, empty for none, and its bytes in pieces."""
+
+    coding: str
+    pieces: list[bytes]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that describe it."""
+        length = {"Content-Length": str(sum(map(len, self.pieces))), "Vary": "Accept, Accept-Encoding"}
+        return length | ({"Content-Encoding": self.coding} if self.coding else {})
 
 
 def prefers_openmetrics(accept: str) -> bool:
@@ -44,22 +91,8 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
 
 
-def content_type(text: str) -> str:
-    """The type of an exposition: OpenMetrics ends with a line that the classic text does not have."""
-    return OPENMETRICS if text.endswith("# EOF\n") else CLASSIC
-
-
-def encoded(text: str, *, gzip: bool) -> list[bytes]:
-    """An exposition as bytes, in pieces; between them other threads run. What is no Unicode becomes `?`.
-
-    Slow for large texts: not for an event loop.
-    """
-    pieces = (text[start : start + _PIECE].encode(errors="replace") for start in range(0, len(text), _PIECE))
-    return list(_gzipped(pieces) if gzip else pieces)
-
-
-def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    # The lowest level halves the time of the next and leaves a tenth of the text; 16 more bits say gzip.
+def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    # The lowest level takes half the time of the default and leaves a little more; 16 more bits say gzip.
     squeeze = zlib.compressobj(1, wbits=zlib.MAX_WBITS + 16)
     for piece in pieces:
         yield squeeze.compress(piece)

@@ -159,6 +159,14 @@ REQUEST_OUTBOUND_TIME = Instrument(
     _ROUTE,
     DURATION_BOUNDS,
 )
+BACKGROUND_DURATION = Instrument(
+    "apivitals.background.duration",
+    "histogram",
+    "s",
+    "Time from the last byte of a response until its background tasks were done.",
+    (*_ROUTE, ERROR_TYPE),
+    DURATION_BOUNDS,
+)
 WEBSOCKET_DURATION = Instrument(
     "apivitals.websocket.duration",
     "histogram",
@@ -282,6 +290,7 @@ INSTRUMENTS: dict[str, Instrument] = {
         REQUEST_CACHE_TIME,
         REQUEST_OUTBOUND,
         REQUEST_OUTBOUND_TIME,
+        BACKGROUND_DURATION,
         WEBSOCKET_DURATION,
         WEBSOCKET_MESSAGES,
         OPERATION_DURATION,

@@ -129,6 +129,27 @@ class Settings:
         "Comma-separated regular expressions; a request whose URL matches one gives no telemetry.",
         otel=("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"),
     )
+    http_known_methods: str = _setting(
+        "",
+        "Comma-separated HTTP methods that count as themselves; others are `_OTHER`. Empty: those of RFC 9110, "
+        "PATCH and QUERY.",
+        otel=("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS",),
+    )
+    http_capture_headers_server_request: str = _setting(
+        "",
+        "Comma-separated names (regular expressions) of request headers that become span attributes.",
+        otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST",),
+    )
+    http_capture_headers_server_response: str = _setting(
+        "",
+        "Comma-separated names (regular expressions) of response headers that become span attributes.",
+        otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE",),
+    )
+    http_capture_headers_sanitize_fields: str = _setting(
+        "",
+        "Comma-separated regular expressions; a captured header whose name has one in it is shown as `[REDACTED]`.",
+        otel=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SANITIZE_FIELDS",),
+    )
     data_dir: str = _setting("", "Folder of the telemetry files. Empty: `apivitals` in the user's state directory.")
     files_max_age_days: float = _setting(7.0, "Telemetry files older than this are removed.")
     files_max_size_mb: float = _setting(512.0, "The files of a service are kept below this; spans go before metrics.")
@@ -181,13 +202,19 @@ class Settings:
         ):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a number above 0")
-        for pattern in self.excluded_urls.split(","):
-            try:
-                re.compile(pattern.strip())
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ConfigurationError(
-                    f"excluded_urls has {pattern.strip()!r}, which is no regular expression: {error}"
-                ) from None
+        for name in (
+            "excluded_urls",
+            "http_capture_headers_server_request",
+            "http_capture_headers_server_response",
+            "http_capture_headers_sanitize_fields",
+        ):
+            for pattern in getattr(self, name).split(","):
+                try:
+                    re.compile(pattern.strip())
+                except (re.error, OverflowError, RecursionError) as error:
+                    raise ConfigurationError(
+                        f"{name} has {pattern.strip()!r}, which is no regular expression: {error}"
+                    ) from None
 
     def thresholds_for(self, route: str | None) -> PerformanceThresholds:
         """Class bounds of a route template; the service's own when the route has none."""

@@ -51,7 +51,7 @@ def count_instructions(place: Place, measured: Subject, requests: int, repeats: 
     with Worker(place, measured, prefix=("valgrind", *options), extra=_STEADY) as worker:
         worker.ready()
         # The interpreter specialises its code, and caches fill, while nobody counts.
-        worker.ask("serve", requests=max(200, requests))
+        worker.warm_up(max(200, requests))
         worker.ask("freeze")
         _control(worker, "--instr=on")
         counts: dict[int, list[int]] = {requests: [], 2 * requests: []}

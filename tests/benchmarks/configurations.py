@@ -39,6 +39,12 @@ class Configuration:
     sampled: float = 1.0
     mode: str = ""
 
+    @property
+    def exports_every_span(self) -> bool:
+        """Whether the sink must get a span for each request; one that sends nothing would look cheap."""
+        exported = self.environ.get("OTEL_TRACES_EXPORTER") != "none" and self.sampled == 1.0
+        return exported and "OTEL_EXPORTER_OTLP_ENDPOINT" in self.environ
+
 
 _OTLP = {"OTEL_EXPORTER_OTLP_ENDPOINT": SINK, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 # The conventions that apivitals emits too; without it contrib emits those of before 2023.
@@ -75,7 +81,12 @@ _PEERS = (
         environment="ddtrace",
     ),
     Configuration("sentry", "sentry-sdk, every trace", "sentry", {"BENCH_SINK": SINK}, environment="sentry"),
-    Configuration("otel-prometheus", "opentelemetry-exporter-prometheus", "otel_prometheus", _OTLP),
+    Configuration(
+        "otel-prometheus",
+        "opentelemetry-exporter-prometheus",
+        "otel_prometheus",
+        {**_OTLP, "OTEL_TRACES_EXPORTER": "none"},
+    ),
     Configuration("prometheus-client", "prometheus_client", "prometheus_client"),
 )
 

@@ -1,4 +1,4 @@
-"""The virtual environments that peers are measured in, under `.venv-bench/`, made from their locks when they are needed."""
+"""The virtual environments of the benchmarks, under `.venv-bench/`, made from their locks when they are needed."""
 
 from __future__ import annotations
 

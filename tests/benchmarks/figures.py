@@ -1,7 +1,7 @@
 """The figures that are promised, and how each is computed from measurements.
 
-A measurement gives each subject one value per round, and a ratio pairs values of the same round, in which the machine was
-the same. Only then the median is taken.
+A measurement gives each subject one value per round, and a ratio pairs values of the same round, in which the machine
+was the same. Only then the median is taken.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.overhead [--only cpu,requests] [--configurations bare,apivitals] [--rounds 9] …
 
-Prints the figures that are promised with medians and ranges, and what each configuration costs. Everything stays on loopback.
-`docs/performance.md` says what is measured and how.
+Prints the figures that are promised with medians and ranges, and what each configuration costs. Everything stays on
+loopback. `docs/performance.md` says what is measured and how.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from tests.benchmarks import machine, table
 from tests.benchmarks.callgrind import TOLERANCE, Baseline, regressions
 from tests.benchmarks.configurations import BARE, MODES, Configuration, Subject, configurations, subject
 from tests.benchmarks.environments import ROOT, prepare, program, versions
-from tests.benchmarks.measures import MEASURES, Gathered, Task
+from tests.benchmarks.measures import MEASURES
 from tests.benchmarks.processes import BenchError, Place
+from tests.benchmarks.task import Gathered, Task
 
 PAGE = ROOT / "docs/performance.md"
 
@@ -52,6 +53,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="list the configurations and end")
     add("--rounds", type=int, metavar="N", help="rounds of each measure; each has its own default")
     add("--size", type=float, default=1.0, help="does that much more (2) or less (0.1) in each round")
+    add(
+        "--rate",
+        type=float,
+        metavar="N",
+        help="requests/s of the paced load; by default 30 %% of a bare service's core",
+    )
     add("--mode", choices=MODES, help="server instrumentation of apivitals; its best by default")
     add("--results", type=Path, metavar="FILE", help="read results from it, replace what is measured now, write it")
     add("--write-docs", action="store_true", help="write the tables into docs/performance.md")
@@ -131,7 +138,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     with Place(mode) as place:
         for name in options.only:
             chosen = subjects_of(name, known, options.configurations, broken)
-            task = Task(place, chosen, options.rounds or MEASURES[name].rounds, options.size, say)
+            task = Task(place, chosen, options.rounds or MEASURES[name].rounds, options.size, options.rate, say)
             started = time.monotonic()
             try:
                 results.update(MEASURES[name].run(task))
@@ -144,12 +151,23 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     return {"mode": mode, "machine": machine.description(), "versions": installed, "results": results}
 
 
-def merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Results of two runs; of what both measured, the later one's."""
+def merged(before: dict[str, Any], now: dict[str, Any], measures: Sequence[str]) -> dict[str, Any]:
+    """Results of two runs; of the measures that the later one made, or could not make, only its own.
+
+    Raises:
+        BenchError: the two cannot stand in one table.
+    """
+    for name in ("mode", "machine"):
+        if before[name] != now[name]:
+            raise BenchError(
+                f"the results have {name} {before[name]!r}, this run {now[name]!r}; give another --results"
+            )
+    anew = {name for measure in measures for name in MEASURES[measure].gives}
+    kept = {name: values for name, values in before["results"].items() if name not in anew}
     return {
         **now,
-        "versions": {**before.get("versions", {}), **now["versions"]},
-        "results": {**before.get("results", {}), **now["results"]},
+        "versions": {**before["versions"], **now["versions"]},
+        "results": {**kept, **now["results"]},
     }
 
 
@@ -161,6 +179,7 @@ def page_part(run: Mapping[str, Any]) -> str:
             f"Measured on {run['machine']}.{mode}",
             table.markdown(table.promises(run["results"])),
             table.markdown(table.costs(run["results"], configurations(run["mode"]))),
+            table.markdown(table.details(run["results"])),
             f"With {machine.version_list(run['versions'])}.",
         )
     )
@@ -172,7 +191,7 @@ def gate(options: argparse.Namespace, run: Mapping[str, Any]) -> int:
     if not counted:
         say("error: no instructions were counted")
         return 1
-    # What came later decides: a wheel of the same version can have been built anew, but hardly counts differently.
+    # What waiting threads do in between only adds.
     now = Baseline(
         {"python": platform.python_version(), **run["versions"]}, {key: min(values) for key, values in counted.items()}
     )
@@ -199,12 +218,13 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         run = measure_all(options)
         if options.results and options.results.exists():
-            run = merged(json.loads(options.results.read_text(encoding="utf-8")), run)
+            run = merged(json.loads(options.results.read_text(encoding="utf-8")), run, options.only)
         if options.results:
             options.results.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         print(f"{run['machine']}\n")
         print(table.text(table.promises(run["results"])), end="\n\n")
-        print(table.text(table.costs(run["results"], configurations(run["mode"]))))
+        print(table.text(table.costs(run["results"], configurations(run["mode"]))), end="\n\n")
+        print(table.text(table.details(run["results"])))
         if options.write_docs:
             PAGE.write_text(table.written(PAGE.read_text(encoding="utf-8"), page_part(run)), encoding="utf-8")
             say(f"wrote {PAGE.relative_to(ROOT)}")

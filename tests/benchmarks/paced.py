@@ -2,9 +2,9 @@
 
     python paced.py PORT RATE SECONDS
 
-The latency of a request is counted from the moment it was due, not from when a connection was free for it: a service that
-stalls is charged for everybody who had to wait (Tene, "How NOT to Measure Latency": coordinated omission). Prints JSON: see
-`main`. Standard library only; one thread that sleeps in `select` with microseconds, which `epoll` from Python cannot.
+The latency of a request is counted from the moment it was due, not from when a connection was free for it: a service
+that stalls is charged for everybody who had to wait (Tene, "How NOT to Measure Latency": coordinated omission). Prints
+JSON, see `main`. Standard library only; one thread, which sleeps in `select` because `epoll` counts milliseconds.
 """
 
 from __future__ import annotations
@@ -70,10 +70,12 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def run(port: int, rate: float, seconds: float, request: bytes) -> tuple[list[float], int]:
-    """Send `rate` requests a second; latencies in seconds after the warm-up, and how many were not answered in time.
+def run(port: int, rate: float, seconds: float, request: bytes) -> tuple[list[float], list[float], int]:
+    """Send `rate` requests a second.
 
-    A request that was not answered is among the latencies, with `GRACE`.
+    Returns:
+        Latencies in seconds after the warm-up, those of requests that were not answered as `GRACE`; how late this
+        generator itself was for each request, which is in the latencies too; how many were not answered in time.
     """
     idle = []
     for _ in range(CONNECTIONS):
@@ -83,6 +85,7 @@ def run(port: int, rate: float, seconds: float, request: bytes) -> tuple[list[fl
     busy: dict[socket.socket, Connection] = {}
     waiting: deque[float] = deque()
     latencies: list[float] = []
+    lateness: list[float] = []
     total = int(rate * (WARM_UP + seconds))
     made = 0
     start = time.perf_counter() + 0.05
@@ -90,6 +93,7 @@ def run(port: int, rate: float, seconds: float, request: bytes) -> tuple[list[fl
     while (now := time.perf_counter()) < end and (made < total or waiting or busy):
         while made < total and (due := start + made / rate) <= now:
             waiting.append(due)
+            lateness.append(now - due)
             made += 1
         while waiting and idle:
             connection = idle.pop()
@@ -105,20 +109,22 @@ def run(port: int, rate: float, seconds: float, request: bytes) -> tuple[list[fl
     unanswered = total - made + len(waiting) + len(busy)
     for connection in (*idle, *busy.values()):
         connection.socket.close()
-    return [*latencies, *([GRACE] * unanswered)], unanswered
+    return [*latencies, *([GRACE] * unanswered)], lateness, unanswered
 
 
 def main() -> None:
-    """Prints `{"p50": s, "p99": s, "p99.9": s, "max": s, "count": n, "unanswered": n}`."""
+    """Prints `{"p50": s, "p99": s, "p99.9": s, "max": s, "generator": s, "count": n, "sent": n, "unanswered": n}`."""
     port, rate, seconds, head = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.stdin.read()
-    latencies, unanswered = run(port, rate, seconds, head.encode())
+    latencies, lateness, unanswered = run(port, rate, seconds, head.encode())
     ordered = sorted(latencies)
     shares = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
     print(
         json.dumps(
             {
                 **{name: quantile(ordered, share) for name, share in shares.items()},
+                "generator": quantile(sorted(lateness), 0.99),
                 "count": len(ordered),
+                "sent": int(rate * (WARM_UP + seconds)),
                 "unanswered": unanswered,
             }
         )

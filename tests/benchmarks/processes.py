@@ -128,6 +128,17 @@ class Worker:
         self._answer()
         return self
 
+    def warm_up(self, requests: int) -> None:
+        """Serve the first requests, and see that they were counted where the worker can tell.
+
+        Raises:
+            BenchError: they were not. Telemetry that does not run costs nothing.
+        """
+        self.ask("serve", requests=requests)
+        counted = self.ask("counted")
+        if counted is not None and counted != requests:
+            raise BenchError(f"{self.subject.key} counted {counted} of {requests} requests; see:\n{_end_of(self._log)}")
+
     def ask(self, do: str, **arguments: Any) -> Any:
         """Tell it to do something of `worker.Work`; the result."""
         assert self.process.stdin is not None

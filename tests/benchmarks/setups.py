@@ -41,6 +41,7 @@ class Instrumented:
         fill: makes that many series of a histogram.
         render: gives the text of a scrape.
         scrape_port: the port that serves it, None when none does.
+        counts: requests are counted in that text, as `http_server_request_duration_seconds`.
     """
 
     app: FastAPI
@@ -48,6 +49,7 @@ class Instrumented:
     fill: Callable[[int], None] = fill_through_opentelemetry
     render: Callable[[], str | bytes] | None = None
     scrape_port: Callable[[], int | None] = lambda: None
+    counts: bool = False
 
 
 def plain(make: Make) -> Instrumented:
@@ -74,7 +76,7 @@ def launched(make: Make) -> Instrumented:
         pipeline = current_pipeline()
         return pipeline.scrape_port if pipeline is not None else None
 
-    return Instrumented(app, _flush_spans, render=apivitals.render_metrics, scrape_port=port)
+    return Instrumented(app, _flush_spans, render=apivitals.render_metrics, scrape_port=port, counts=True)
 
 
 def launched_processor(make: Make) -> Instrumented:

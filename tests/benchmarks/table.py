@@ -10,6 +10,26 @@ from tests.benchmarks.figures import FIGURES, Compute, Outcome, Results, added, 
 
 Rows = list[list[str]]
 
+#: What stands behind the figures: a measure, what it says, its factor, unit and form.
+DETAILS = (
+    ("requests", "requests/s through uvicorn", 1.0, "", ",.0f"),
+    ("delivered", "spans that reached the sink per request, uvicorn", 1.0, "", ".3f"),
+    ("spans", "spans that reached the sink per request, in process", 1.0, "", ".3f"),
+    ("p50", "p50 of a paced load", 1e3, " ms", ".3f"),
+    ("p99", "p99 of a paced load", 1e3, " ms", ".3f"),
+    ("p99.9", "p99.9 of a paced load", 1e3, " ms", ".3f"),
+    ("max", "slowest of a paced load", 1e3, " ms", ".3f"),
+    ("generator", "of that, p99 of the load generator's own delay", 1e3, " ms", ".3f"),
+    ("startup", "start-up", 1e3, " ms", ".0f"),
+    ("render", "/metrics of 1,000 histogram series, CPU", 1e3, " ms", ".1f"),
+    ("stall", "longest event-loop stall, 10 Hz ticker", 1e3, " ms", ".1f"),
+    ("stall-fine", "longest event-loop stall, 1,000 Hz ticker", 1e3, " ms", ".1f"),
+    ("stall-idle", "the same with nothing scraped or exported", 1e3, " ms", ".1f"),
+    ("memory", "resident memory added by 200,000 requests", 1e-6, " MB", ".1f"),
+    ("memory-late", "added by the second 100,000 of them", 1e-6, " MB", ".1f"),
+    ("resident", "resident memory at the end", 1e-6, " MB", ".1f"),
+)
+
 VERDICTS = {"aim": "met, aim too", "must": "met", "missed": "**missed**"}
 NOT_MEASURED = "not measured"
 #: Between these lines of a page the script writes, and nowhere else.
@@ -45,6 +65,18 @@ def costs(results: Results, known: Mapping[str, Configuration]) -> Rows:
             ]
         if any(cells):
             rows.append([configuration.title, *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
+    return rows
+
+
+def details(results: Results) -> Rows:
+    """A header and a row for each measure and subject behind the figures; values that are always zero are left out."""
+    rows = [["measured", "configuration", "median", "range"]]
+    for measure, says, scale, unit, form in DETAILS:
+        for key in results.get(measure, {}):
+            compute = value(key, scale)
+            if any(results[measure][key]):
+                median_, spread = _median(results, measure, compute, form), _spread(results, measure, compute, form)
+                rows.append([says, key, median_ + unit, spread])
     return rows
 
 

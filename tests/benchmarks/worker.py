@@ -11,6 +11,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import sys
 import time
 from typing import Any, TextIO
@@ -20,6 +21,8 @@ from tests.benchmarks.apps import APPLICATIONS
 from tests.benchmarks.configurations import Subject
 from tests.benchmarks.drivers import AsgiDriver
 from tests.benchmarks.processes import subject_of
+
+_COUNTED = re.compile(r"^http_server_request_duration_seconds_count\S* (\d+)", re.MULTILINE)
 
 
 class Work:
@@ -67,6 +70,12 @@ class Work:
         started = time.process_time()
         text = self._instrumented.render()
         return {"seconds": time.process_time() - started, "bytes": len(text)}
+
+    def counted(self) -> int | None:
+        """Requests that the scrape's text has counted; None for a configuration that counts none there."""
+        if self._instrumented.render is None or not self._instrumented.counts:
+            return None
+        return sum(map(int, _COUNTED.findall(str(self._instrumented.render()))))
 
     def scrape_port(self) -> int | None:
         """The port of /metrics, None when there is none."""

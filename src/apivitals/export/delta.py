@@ -9,7 +9,7 @@ Source: https://opentelemetry.io/docs/specs/otel/metrics/data-model/#temporality
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -26,6 +26,7 @@ from apivitals.export.snapshot import (
     Snapshot,
 )
 
+_SLICE = 64
 _CUMULATIVE_KINDS = ("gauge", "updowncounter")
 
 Identity = tuple[Any, ...]
@@ -38,18 +39,18 @@ class Baseline:
         self._points: dict[Identity, Point] = {}
         self._time_ns = 0
 
-    def since(self, snapshot: Snapshot) -> Snapshot:
+    def since(self, snapshot: Snapshot, pause: Callable[[], object] = lambda: None) -> Snapshot:
         """What a snapshot has on top of the baseline, without metrics to which nothing was added.
 
-        The baseline stays what it was, so increments that do not arrive are in the next delta.
+        The baseline stays what it was, so increments that do not arrive are in the next delta. `pause` is called
+        between slices of 64 points, for a thread that lets others run meanwhile.
         """
         scopes = []
         for scope in snapshot.scopes:
-            metrics = tuple(
-                delta for metric in scope.metrics for delta in [self._metric(scope, metric)] if delta.points
-            )
-            if metrics:
-                scopes.append(replace(scope, metrics=metrics))
+            metrics = [self._metric(scope, metric, pause) for metric in scope.metrics]
+            said = tuple(metric for metric in metrics if metric.points)
+            if said:
+                scopes.append(replace(scope, metrics=said))
         return replace(snapshot, scopes=tuple(scopes))
 
     def advance(self, snapshot: Snapshot) -> None:
@@ -63,14 +64,18 @@ class Baseline:
             for point in metric.points
         }
 
-    def _metric(self, scope: Scope, metric: Metric) -> Metric:
+    def _metric(self, scope: Scope, metric: Metric, pause: Callable[[], object]) -> Metric:
         if not _cumulates(metric):
             return metric
-        points = (
-            difference(point, self._points.get(_identity(scope, metric, point.attributes)), self._time_ns)
-            for point in metric.points
-        )
-        return replace(metric, points=tuple(point for point in points if point is not None), delta=True)
+        points = []
+        for place, point in enumerate(metric.points, 1):
+            before = self._points.get(_identity(scope, metric, point.attributes))
+            added = difference(point, before, self._time_ns)
+            if added is not None:
+                points.append(added)
+            if place % _SLICE == 0:
+                pause()
+        return replace(metric, points=tuple(points), delta=True)
 
 
 def _cumulates(metric: Metric) -> bool:
@@ -96,7 +101,9 @@ def difference(point: Point, before: Point | None, since_ns: int) -> Point | Non
         since_ns: the time of the baseline, from which a new point counts at the earliest.
     """
     if before is None or before.start_ns < point.start_ns:
-        return _entire(replace(point, start_ns=max(point.start_ns, since_ns)))
+        return replace(point, start_ns=max(point.start_ns, since_ns)) if _counted(point) else None
+    if _counted(point) == _counted(before):
+        return None
     found: Point | None = None
     if isinstance(point, NumberPoint) and isinstance(before, NumberPoint):
         found = _of_numbers(point, before)
@@ -105,15 +112,12 @@ def difference(point: Point, before: Point | None, since_ns: int) -> Point | Non
     elif isinstance(point, ExponentialPoint) and isinstance(before, ExponentialPoint):
         found = _of_exponentials(point, before)
     if found is None:
-        return _entire(replace(point, start_ns=max(point.start_ns, before.time_ns)))
-    return _entire(
-        replace(found, start_ns=before.time_ns, exemplars=_newer(found.exemplars, before.time_ns)),
-    )
+        return replace(point, start_ns=max(point.start_ns, before.time_ns)) if _counted(point) else None
+    return replace(found, start_ns=before.time_ns, exemplars=_newer(found.exemplars, before.time_ns))
 
 
-def _entire(point: Point) -> Point | None:
-    counted = point.value if isinstance(point, NumberPoint) else point.count
-    return point if counted else None
+def _counted(point: Point) -> int | float:
+    return point.value if isinstance(point, NumberPoint) else point.count
 
 
 def _newer(exemplars: tuple[Exemplar, ...], than_ns: int) -> tuple[Exemplar, ...]:

@@ -104,7 +104,7 @@ class MetricPusher:
 
     def _pushed(self, budget: float) -> bool:
         snapshot = self._snapshot()
-        said = snapshot if self._baseline is None else self._baseline.since(snapshot)
+        said = snapshot if self._baseline is None else self._baseline.since(snapshot, breathe)
         if not said.scopes:
             return True
         outcome = self._sender.send(metrics_request(said, breathe), budget)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 from apivitals.export.families import Family
 from apivitals.export.naming import escape, label_pairs, number
@@ -22,6 +23,7 @@ _SUFFIXES = {
     "counter": ("", "_total", "_created"),
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
 }
+_TIME = attrgetter("time_ns")
 #: Who keeps a name that two could claim: a histogram cannot be called otherwise, a counter can.
 _PRECEDENCE = {"histogram": 0, "gauge": 1, "untyped": 1, "counter": 2}
 
@@ -56,33 +58,34 @@ def header(family: Family) -> str:
 
 def bucket_exemplars(exemplars: Sequence[Exemplar], bounds: Sequence[float]) -> dict[int, str]:
     """The newest exemplar of each bucket that has one, as it stands behind the bucket's value."""
-    chosen: dict[int, Exemplar] = {}
-    for exemplar in exemplars:
-        place = bisect_left(bounds, exemplar.value)
-        known = chosen.get(place)
-        # NaN is in no bucket.
-        if (known is None or known.time_ns <= exemplar.time_ns) and exemplar.value == exemplar.value:
-            chosen[place] = exemplar
-    return {place: exemplar_text(exemplar) for place, exemplar in chosen.items()}
+    # The later of two takes the place; NaN is in no bucket.
+    return {
+        bisect_left(bounds, exemplar.value): exemplar_text(exemplar)
+        for exemplar in sorted(exemplars, key=_TIME)
+        if exemplar.value == exemplar.value
+    }
 
 
 def counter_exemplar(exemplars: Sequence[Exemplar]) -> str:
     """The newest exemplar of a counter, as it stands behind the counter's value."""
-    return exemplar_text(max(exemplars, key=lambda exemplar: exemplar.time_ns))
+    return exemplar_text(max(exemplars, key=_TIME))
 
 
 def exemplar_text(exemplar: Exemplar) -> str:
     """An exemplar with its ids, and with its attributes where all of them fit into what is allowed."""
-    labels = f'trace_id="{exemplar.trace_id}",span_id="{exemplar.span_id}"' if exemplar.trace_id else ""
-    if exemplar.attributes:
-        pairs = label_pairs(exemplar.attributes)
-        if exemplar.trace_id:
-            pairs = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id} | {
-                name: value for name, value in pairs.items() if name not in ("trace_id", "span_id")
-            }
-        if sum(len(name) + len(value) for name, value in pairs.items()) <= EXEMPLAR_LIMIT:
-            labels = ",".join(f'{name}="{escape(value)}"' for name, value in pairs.items())
+    if exemplar.trace_id and not exemplar.attributes:
+        labels = f'trace_id="{exemplar.trace_id}",span_id="{exemplar.span_id}"'
+    else:
+        labels = _exemplar_labels(exemplar)
     return f" # {{{labels}}} {number(exemplar.value)} {exemplar.time_ns / 1e9:.3f}"
+
+
+def _exemplar_labels(exemplar: Exemplar) -> str:
+    ids = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id} if exemplar.trace_id else {}
+    pairs = label_pairs(exemplar.attributes) | ids
+    if sum(len(name) + len(value) for name, value in pairs.items()) > EXEMPLAR_LIMIT:
+        pairs = ids
+    return ",".join(f'{name}="{escape(value)}"' for name, value in pairs.items())
 
 
 def _names(family: Family) -> set[str]:

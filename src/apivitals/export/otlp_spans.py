@@ -1,4 +1,4 @@
-"""OTLP protobuf: spans, and the ExportTraceServiceRequest around them.
+"""OTLP protobuf: spans.
 
 The SERVER span of a request has its own way through: what it shares with the other requests of its route and
 with those of its client is encoded once and kept beside it, so that a span costs little more than its ids.
@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from apivitals.export.otlp_values import (
-    attributes,
-    key_value,
-    schema_url_field,
-    sdk_resource_field,
-    sdk_scope_field,
-)
+from apivitals.export.otlp_values import attributes, key_value
 from apivitals.export.protobuf import (
     FIXED32,
     FIXED64,
@@ -32,10 +26,10 @@ from apivitals.export.protobuf import (
 )
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext
+
+    from apivitals.export.server_span import ServerSpan, Shape
 
 # --- Span
 _TRACE_ID, _SPAN_ID, _TRACE_STATE, _PARENT_ID = tag(1, LENGTH), tag(2, LENGTH), tag(3, LENGTH), tag(4, LENGTH)
@@ -55,8 +49,6 @@ _EVENT_TIME, _EVENT_NAME, _EVENT_ATTRIBUTES, _EVENT_DROPPED = (
 _LINK_ATTRIBUTES, _LINK_DROPPED, _LINK_FLAGS = tag(4, LENGTH), tag(5, VARINT), tag(6, FIXED32)
 # --- Status
 _MESSAGE, _CODE = tag(2, LENGTH), tag(3, VARINT)
-# --- ExportTraceServiceRequest, ResourceSpans, ScopeSpans
-_RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = tag(1, LENGTH), tag(2, LENGTH), tag(2, LENGTH)
 
 _SERVER = _KIND + b"\x02"
 # Bit 8 says that bit 9 means something; bit 9 that the parent is in another process.
@@ -66,103 +58,6 @@ _LOCAL_PARENT, _REMOTE_PARENT = _FLAGS + _LOCAL, _FLAGS + _REMOTE
 _IDS = _TRACE_ID + b"\x10", _SPAN_ID + b"\x08", _PARENT_ID + b"\x08"
 _ROOT_HEAD = struct.Struct("<2s16s2s8s cQ cQ 6s").pack
 _CHILD_HEAD = struct.Struct("<2s16s2s8s2s8s cQ cQ 6s").pack
-
-
-class Shape(Protocol):
-    """What the SERVER spans of one method, route, status and error have in common; `encoded` is ours to fill.
-
-    `status_code` is 0 unset, 1 ok, 2 error.
-    """
-
-    name: str
-    attributes: tuple[tuple[str, Any], ...]
-    status_code: int
-    status_description: str
-    encoded: bytes | None
-
-
-class Peer(Protocol):
-    """What the SERVER spans of one client, agent and host have in common; `encoded` is ours to fill."""
-
-    attributes: tuple[tuple[str, Any], ...]
-    encoded: bytes | None
-
-
-class ServerSpan(Protocol):
-    """A finished SERVER span: ids as integers (`parent_id` 0 for none), times in nanoseconds since the epoch.
-
-    Its attributes are those of the peer and those of the shape, which have no key in common, and then its own,
-    which stand for those of the same key.
-    Events and links are like the SDK's. `status_override` is a code and a description that stand for the
-    shape's. `resource` and `instrumentation_scope` are the SDK's.
-    """
-
-    @property
-    def trace_id(self) -> int:
-        """128 bits."""
-
-    @property
-    def span_id(self) -> int:
-        """64 bits."""
-
-    @property
-    def parent_id(self) -> int:
-        """The caller's span, 0 at the root of a trace."""
-
-    @property
-    def trace_state(self) -> str:
-        """As its header has it, empty for none."""
-
-    @property
-    def remote_parent(self) -> bool:
-        """Whether the caller is in another process."""
-
-    @property
-    def name(self) -> str:
-        """That of the shape, unless user code gave another."""
-
-    @property
-    def start_ns(self) -> int:
-        """Nanoseconds since the epoch."""
-
-    @property
-    def end_ns(self) -> int:
-        """Nanoseconds since the epoch."""
-
-    @property
-    def shape(self) -> Shape:
-        """Shared by all spans of its kind."""
-
-    @property
-    def peer(self) -> Peer:
-        """Shared by all spans of its client."""
-
-    @property
-    def status_override(self) -> tuple[int, str] | None:
-        """Code and description in place of the shape's, None for the shape's."""
-
-    @property
-    def events(self) -> Sequence[Any]:
-        """Like the SDK's."""
-
-    @property
-    def links(self) -> Sequence[Any]:
-        """Like the SDK's."""
-
-    @property
-    def dropped_attributes(self) -> int:
-        """Beyond the limit."""
-
-    @property
-    def dropped_events(self) -> int:
-        """Beyond the limit."""
-
-    @property
-    def dropped_links(self) -> int:
-        """Beyond the limit."""
-
-    def own_attributes(self) -> list[tuple[str, Any]]:
-        """What it shares with no other; of a key that is here twice the last counts."""
 
 
 class _Prepared(bytes):
@@ -184,10 +79,6 @@ def encode_server_span(span: ServerSpan) -> bytes:
     of_peer: Any = peer.encoded
     if of_peer is None:
         of_peer = peer.encoded = _prepared(peer.attributes, attributes(_ATTRIBUTES, peer.attributes))
-    # As a dictionary, because what user code wrote may repeat a key.
-    own = dict(span.own_attributes())
-    status = span.status_override
-    name = span.name
     parent = span.parent_id
     if parent:
         head = _CHILD_HEAD(
@@ -215,29 +106,40 @@ def encode_server_span(span: ServerSpan) -> bytes:
             span.end_ns,
             _LOCAL_PARENT,
         )
+    state = span.trace_state
+    if state:
+        head += text(_TRACE_STATE, state)
+    if getattr(span, "touched", True):
+        return head + _written_to(span, of_shape, of_peer)
+    parts = [head, of_peer, of_shape]
+    for key, value in span.own_attributes():
+        parts.append(_ATTRIBUTES)
+        parts.append(key_value(key, value))
+    return b"".join(parts)
+
+
+def _written_to(span: ServerSpan, of_shape: _Prepared, of_peer: _Prepared) -> bytes:
+    """What comes after the ids and times of a span that user code may have written to."""
+    shape, peer = span.shape, span.peer
+    # As a dictionary, because what user code wrote may repeat a key.
+    own = dict(span.own_attributes())
+    status = span.status_override
+    name = span.name
+    parts: list[bytes]
     if (
         status is None
         and (name is shape.name or name == shape.name)
         and of_shape.keys.isdisjoint(own)
         and of_peer.keys.isdisjoint(own)
     ):
-        parts = [head, of_peer, of_shape]
+        parts = [of_peer, of_shape]
         for key, value in own.items():
             parts.append(_ATTRIBUTES)
             parts.append(key_value(key, value))
     else:
         merged = {**dict(peer.attributes), **dict(shape.attributes), **own}
         code, description = (shape.status_code, shape.status_description) if status is None else status
-        parts = [
-            head,
-            text(_NAME, name),
-            _SERVER,
-            attributes(_ATTRIBUTES, merged.items()),
-            _status(code, description),
-        ]
-    state = span.trace_state
-    if state:
-        parts.append(text(_TRACE_STATE, state))
+        parts = [text(_NAME, name), _SERVER, attributes(_ATTRIBUTES, merged.items()), _status(code, description)]
     events, links = span.events, span.links
     if events or links:
         parts.append(_events(events) + _links(links))
@@ -349,69 +251,3 @@ def _links(links: Sequence[Any]) -> bytes:
         )
         for link in links
     )
-
-
-#: Finished spans of one scope of one resource, encoded.
-SpanGroup = tuple["Resource", "InstrumentationScope | None", Sequence[bytes]]
-
-
-def traces_request(groups: Iterable[SpanGroup]) -> bytes:
-    """The ExportTraceServiceRequest of encoded spans; equal resources and equal scopes are put together."""
-    resources: list[tuple[Resource, list[tuple[InstrumentationScope | None, list[bytes]]]]] = []
-    for resource, scope, bodies in groups:
-        scopes = next((found for known, found in resources if known is resource or known == resource), None)
-        if scopes is None:
-            scopes = []
-            resources.append((resource, scopes))
-        together = next((found for known, found in scopes if known is scope or known == scope), None)
-        if together is None:
-            scopes.append((scope, list(bodies)))
-        else:
-            together.extend(bodies)
-    return b"".join(
-        delimited(
-            _RESOURCE_SPANS,
-            sdk_resource_field(resource)
-            + b"".join(delimited(_SCOPE_SPANS, _scope_spans(scope, bodies)) for scope, bodies in scopes)
-            + schema_url_field(resource.schema_url),
-        )
-        for resource, scopes in resources
-    )
-
-
-def _scope_spans(scope: InstrumentationScope | None, bodies: Sequence[bytes]) -> bytes:
-    parts = [sdk_scope_field(scope)]
-    for body in bodies:
-        parts += (_SPANS, varint(len(body)), body)
-    parts.append(schema_url_field(scope.schema_url if scope is not None else ""))
-    return b"".join(parts)
-
-
-class TraceBatch:
-    """An export request that is put together span by span, so that the work can be spread over time.
-
-    Attributes:
-        count: how many spans there are.
-        size: how many bytes they take.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.size = 0
-        self._groups: dict[tuple[int, int], tuple[Resource, InstrumentationScope | None, list[bytes]]] = {}
-
-    def add(self, span: Any) -> None:
-        """Encode one finished span; when that raises, the batch is as it was."""
-        body = encode_span(span)
-        resource, scope = span.resource, span.instrumentation_scope
-        # By identity, because hashing a resource of the SDK renders it as JSON.
-        group = self._groups.get((id(resource), id(scope)))
-        if group is None:
-            group = self._groups[id(resource), id(scope)] = (resource, scope, [])
-        group[2].append(body)
-        self.count += 1
-        self.size += len(body)
-
-    def encode(self) -> bytes:
-        """The ExportTraceServiceRequest."""
-        return traces_request(self._groups.values())

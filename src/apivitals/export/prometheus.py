@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from threading import Lock
 from time import sleep
 
 from apivitals.export import openmetrics as om
 from apivitals.export.families import TARGET_INFO, Family, families
 from apivitals.export.naming import border, braces, escape_help, label_text, metric_name, number
-from apivitals.export.snapshot import Attributes, ExponentialPoint, HistogramPoint, NumberPoint, Snapshot
+from apivitals.export.snapshot import Attributes, ExponentialPoint, HistogramPoint, Snapshot
 from apivitals.exposition import CLASSIC as CONTENT_TYPE
 
 __all__ = ["CONTENT_TYPE", "PrometheusRenderer", "metric_name"]
@@ -26,9 +26,11 @@ SeriesKey = tuple[str, Attributes, bool]
 SeriesText = tuple[str, ...]
 
 _TARGET_HEADER = f"# HELP {TARGET_INFO} Attributes of the service that emits these metrics.\n# TYPE {TARGET_INFO} gauge"
-#: After so many series the interpreter is left to other threads, about every 0.3 ms.
-_SERIES_AT_ONCE = 100
-#: Seconds; long enough that a thread which waits for the interpreter gets it. `sleep(0)` takes it right back.
+#: Series that are rendered at a time; their text is small enough that the allocator keeps its memory at hand.
+_TURN = 32
+#: After so many series, less than half a millisecond, the interpreter is left to other threads.
+_PAUSE_AFTER = 96
+#: Seconds; long enough that a thread which waits for the interpreter gets it.
 _PAUSE = 5e-5
 
 
@@ -44,40 +46,42 @@ class PrometheusRenderer:
         self._lock = Lock()
 
     def render(self, snapshot: Snapshot, *, openmetrics: bool = False) -> str:
-        """The whole exposition, ending with a newline; metrics without points are left out.
+        """The whole exposition, ending with a newline; metrics without points are left out."""
+        return "".join(chain.from_iterable(self._turns(snapshot, openmetrics)))
 
-        Gives way to other threads now and then, so that an event loop goes on while thousands of series are
-        rendered in a thread.
+    def pieces(self, snapshot: Snapshot, *, openmetrics: bool = False) -> Iterator[str]:
+        """The same in pieces of about a hundred kilobytes, so that nobody needs to hold all of a large one."""
+        for turn in self._turns(snapshot, openmetrics):
+            yield "".join(turn)
+
+    def _turns(self, snapshot: Snapshot, openmetrics: bool) -> Iterator[list[str]]:
+        """The text of some series at a time, in parts that are good until the next are taken.
+
+        It gives way to other threads now and then, so that an event loop goes on while this runs in a thread.
         """
         with self._lock:
             used: dict[SeriesKey, SeriesText] = {}
-            text = "".join(self._chunks(snapshot, openmetrics, used))
+            parts: list[str] = []
+            if snapshot.resource:
+                head = om.TARGET_HEADER if openmetrics else _TARGET_HEADER
+                parts.append(f"{head}\n{TARGET_INFO}{braces(label_text(snapshot.resource))} 1\n")
+            done = 0
+            for family in om.unambiguous(families(snapshot)) if openmetrics else families(snapshot):
+                # A line of a series begins with the end of the line before, and so the last one lacks its own.
+                parts.append(om.header(family) if openmetrics else _header(family))
+                for _ in self._series(family, openmetrics, used, parts):
+                    done += 1
+                    if done % _TURN == 0:
+                        yield parts
+                        parts.clear()
+                    if done % _PAUSE_AFTER == 0:
+                        sleep(_PAUSE)
+                parts.append("\n")
+            yield [*parts, om.EOF] if openmetrics else parts
             self._templates = used
-        return text
-
-    def _chunks(self, snapshot: Snapshot, openmetrics: bool, used: dict[SeriesKey, SeriesText]) -> Iterator[str]:
-        # Every line begins with the end of the one before.
-        pieces: list[str] = []
-        if snapshot.resource:
-            head = om.TARGET_HEADER if openmetrics else _TARGET_HEADER
-            pieces.append(f"{head}\n{TARGET_INFO}{braces(label_text(snapshot.resource))} 1\n")
-        series = 0
-        shown = om.unambiguous(families(snapshot)) if openmetrics else families(snapshot)
-        for family in shown:
-            pieces.append(om.header(family) if openmetrics else _header(family))
-            for _ in self._series(family, openmetrics, used, pieces):
-                series += 1
-                if series % _SERIES_AT_ONCE == 0:
-                    yield "".join(pieces)
-                    pieces.clear()
-                    sleep(_PAUSE)
-            pieces.append("\n")
-        yield "".join(pieces)
-        if openmetrics:
-            yield om.EOF
 
     def _series(
-        self, family: Family, openmetrics: bool, used: dict[SeriesKey, SeriesText], pieces: list[str]
+        self, family: Family, openmetrics: bool, used: dict[SeriesKey, SeriesText], parts: list[str]
     ) -> Iterator[None]:
         """Adds the lines of every series of a family, and yields after each series."""
         name = family.name
@@ -98,14 +102,14 @@ class PrometheusRenderer:
                     if shown.bounds != bounds:
                         bounds = shown.bounds
                         borders = [f'le="{border(bound)}"}} ' for bound in (*bounds, math.inf)]
-                    pieces.extend(_histogram(shown, text, borders, openmetrics))
+                    parts.extend(_histogram(shown, text, borders, openmetrics))
                 elif openmetrics and family.kind == "counter":
                     # A counter that fell below zero, or is no number, is none.
                     if shown.value >= 0:
                         mark = om.counter_exemplar(shown.exemplars) if shown.exemplars else ""
-                        pieces += (text[1], number(shown.value), mark)
+                        parts += (text[1], number(shown.value), mark)
                 else:
-                    pieces += (text[1], number(shown.value))
+                    parts += (text[1], number(shown.value))
                 yield
 
 
@@ -124,20 +128,20 @@ def _series_text(name: str, attributes: Attributes, distribution: bool) -> Serie
 
 
 def _histogram(point: HistogramPoint, text: SeriesText, borders: Sequence[str], openmetrics: bool) -> list[str]:
-    """The lines of a histogram, in pieces; OpenMetrics' with exemplars."""
+    """The parts of a histogram's lines; OpenMetrics' with exemplars."""
     _, bucket, total, count = text
     cumulative = [f"{each}" for each in accumulate(point.counts)]
     if openmetrics and point.exemplars:
         for place, mark in om.bucket_exemplars(point.exemplars, point.bounds).items():
             cumulative[place] += mark
     # A slice takes an item a bucket in one go; a loop over the buckets is what a scrape would spend its time in.
-    pieces = [bucket] * (3 * len(borders))
-    pieces[1::3] = borders
-    pieces[2::3] = cumulative
+    parts = [bucket] * (3 * len(borders))
+    parts[1::3] = borders
+    parts[2::3] = cumulative
     # With negative values the sum is no counter any more; OpenMetrics then wants neither it nor the count.
     if not openmetrics or (point.sum >= 0 and not (point.bounds and point.bounds[0] < 0)):
-        pieces += (total, number(point.sum), count, f"{point.count}")
-    return pieces
+        parts += (total, number(point.sum), count, f"{point.count}")
+    return parts
 
 
 def _explicit(point: ExponentialPoint) -> HistogramPoint:

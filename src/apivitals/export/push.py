@@ -21,8 +21,8 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from apivitals.export.otlp_settings import BatchSettings
-from apivitals.export.otlp_spans import TraceBatch
 from apivitals.export.sender import Sender, Verdict
+from apivitals.export.trace_batch import TraceBatch
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +148,10 @@ class SpanPusher(SpanProcessor):
             if self._thread is not None or self._stopping:
                 return
             thread = Thread(target=self._run, name="apivitals-otlp-traces", daemon=True)
-            self._thread = thread
-        # RuntimeError: at the exit of the interpreter there are no new threads.
-        with suppress(RuntimeError):
-            thread.start()
+            # RuntimeError: there are no more threads to be had, so the next span tries again.
+            with suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         # An instrumented or patched HTTP client must not make spans of our own requests.

@@ -14,7 +14,9 @@ from threading import Event, RLock, Thread
 from time import monotonic, time_ns
 from typing import Any
 
+from opentelemetry.sdk.metrics import Histogram
 from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from apivitals.export.snapshot import Snapshot, from_sdk, with_measured
 from apivitals.models import Measured
@@ -23,10 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 class FanOutReader(MetricReader):
-    """Collects on demand and hands the result back, once as the SDK made it and once as a Snapshot."""
+    """Collects on demand and hands the result back, once as the SDK made it and once as a Snapshot.
 
-    def __init__(self, clock_ns: Callable[[], int] = time_ns) -> None:
-        super().__init__()
+    Args:
+        clock_ns: nanoseconds since the epoch.
+        exponential: histograms that have no boundaries of their own are exponential.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int] = time_ns, *, exponential: bool = False) -> None:
+        super().__init__(
+            preferred_aggregation={Histogram: ExponentialBucketHistogramAggregation()} if exponential else None
+        )
         self._lock = RLock()
         self._clock_ns = clock_ns
         self._received: MetricsData | None = None

@@ -91,6 +91,8 @@ class PerformanceMonitor:
     async def start_monitoring(self) -> None:
         """Keep snapshots from now on; a second call does nothing."""
         if self._sampler is None:
+            # The window begins now, and not when the process did.
+            self._window.sample()
             self._sampler = Periodic("window", _SAMPLE_SECONDS, self._window.sample)
             self._sampler.start()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from threading import Lock
 from time import time_ns
 
 from apivitals import semconv
@@ -18,6 +17,7 @@ from apivitals.models import Measured, MeasuredExemplar, MeasuredPoint
 from apivitals.semconv import Instrument
 from apivitals.settings import Settings
 from apivitals.tally import Tally
+from apivitals.telemetry.rates import RateWindow, RouteRate
 
 #: What a request is recorded under: method, scheme, protocol version, route, status, error type.
 Key = tuple[str, str, str, "str | None", "int | None", "str | None"]
@@ -99,25 +99,33 @@ class Shape:
 
 
 class Route:
-    """All requests of one method and route: what is not split by how they ended."""
+    """All requests of one method and route: what is not split by how they ended.
+
+    Attributes:
+        rate: requests and failures of the last seconds.
+        background: by the type of what a background task raised.
+    """
 
     __slots__ = (
         "attributes",
+        "background",
         "errors",
-        "failures",
         "first_byte",
         "latency_bounds",
+        "rate",
         "start_ns",
         "work",
     )
 
-    def __init__(self, method: str, template: str | None, settings: Settings, start_ns: int) -> None:
+    def __init__(self, method: str, template: str | None, settings: Settings, start_ns: int, rate: RouteRate) -> None:
         pairs = {semconv.HTTP_METHOD: method, semconv.HTTP_ROUTE: template}
         self.attributes: Attributes = _sorted(pairs)
         self.latency_bounds = settings.thresholds_for(template).latency_bounds
         self.start_ns = start_ns
         self.first_byte = Histogram(settings.duration_bounds(semconv.DURATION_BOUNDS))
+        self.rate = rate
         self.errors: dict[ErrorClass, int] = {}
+        self.background: dict[str | None, Histogram] = {}
         self.work: dict[Instrument, Histogram] = {}
 
     def add_work(self, instrument: Instrument, value: float) -> None:
@@ -145,7 +153,17 @@ class ServerAggregator:
         self._active: dict[tuple[str, str], list[int]] = {}
         self._overflow: Shape | None = None
         self._start_ns = time_ns()
-        self.lock = Lock()
+        self._rates = RateWindow(settings.class_window_seconds)
+        self.lock = self._rates.lock
+
+    def follow(self, rates: RateWindow) -> None:
+        """Count requests and failures per second there too; call it before the first request.
+
+        From then on both have one lock, so that a request takes one.
+        """
+        if not self._shapes:
+            self._rates = rates
+            self.lock = rates.lock
 
     def shape(self, key: Key) -> Shape:
         """The shape of a key, made when it is first seen."""
@@ -161,6 +179,16 @@ class ServerAggregator:
                 found = self._active.setdefault(key, [0])
         return found
 
+    def enter(self, active: list[int]) -> None:
+        """A request begins to be served."""
+        with self.lock:
+            active[0] += 1
+
+    def leave(self, active: list[int]) -> None:
+        """A request is served that is not recorded."""
+        with self.lock:
+            active[0] -= 1
+
     def record(
         self,
         shape: Shape,
@@ -171,8 +199,10 @@ class ServerAggregator:
         response_bytes: int,
         done: Tally,
         exemplar: tuple[int, int, int] | None,
+        active: list[int],
+        failed: bool,
     ) -> None:
-        """Count one finished request.
+        """Count one finished request, which is not active any more.
 
         Args:
             shape: what it was.
@@ -182,9 +212,13 @@ class ServerAggregator:
             request_bytes, response_bytes: body sizes, negative where they are not known.
             done: what it did.
             exemplar: end in nanoseconds since the epoch, trace id and span id of a sampled request.
+            active: the number that it was counted in while it was served.
+            failed: it counts against the error rate.
         """
         route = shape.route
         with self.lock:
+            active[0] -= 1
+            route.rate.add(failed)
             place = shape.duration.add(seconds)
             if exemplar is not None:
                 kept = shape.duration.exemplars
@@ -203,16 +237,26 @@ class ServerAggregator:
                 shape.request_size.add(request_bytes)
             if ended != "none":
                 route.errors[ended] = route.errors.get(ended, 0) + 1
-            if done.queries:
-                route.add_work(semconv.REQUEST_QUERIES, done.queries)
-                route.add_work(semconv.REQUEST_QUERY_TIME, done.query_seconds)
-            if done.cache_hits or done.cache_misses:
-                route.add_work(semconv.REQUEST_CACHE_HITS, done.cache_hits)
-                route.add_work(semconv.REQUEST_CACHE_MISSES, done.cache_misses)
-                route.add_work(semconv.REQUEST_CACHE_TIME, done.cache_seconds)
-            if done.outbound_calls:
-                route.add_work(semconv.REQUEST_OUTBOUND, done.outbound_calls)
-                route.add_work(semconv.REQUEST_OUTBOUND_TIME, done.outbound_seconds)
+            if done.queries or done.cache_hits or done.cache_misses or done.outbound_calls:
+                for instrument, value in work_of(done):
+                    route.add_work(instrument, value)
+
+    def record_background(self, method: str, template: str | None, seconds: float, error: str | None) -> None:
+        """Count the background tasks of one request.
+
+        Args:
+            method, template: of the request.
+            seconds: from the last byte of the response until the application was done.
+            error: the type of what a task raised, None when all went well.
+        """
+        with self.lock:
+            route = self._routes.get((method, template))
+            if route is not None:
+                histogram = route.background.get(error)
+                if histogram is None:
+                    bounds = semconv.BACKGROUND_DURATION.bounds or ()
+                    histogram = route.background[error] = Histogram(bounds)
+                histogram.add(seconds)
 
     def collect(self) -> list[Measured]:
         """Everything recorded so far, one entry an instrument; those without a point are left out."""
@@ -247,17 +291,32 @@ class ServerAggregator:
             if len(self._shapes) >= self._limit:
                 return self._overflow_shape(now)
             if route is None:
-                route = self._routes[method, template] = Route(method, template, self._settings, now)
+                rate = self._rates.of(method, template)
+                route = self._routes[method, template] = Route(method, template, self._settings, now, rate)
             shape = self._shapes[key] = Shape(key, route, self._bounds, now)
             return shape
 
     def _overflow_shape(self, now: int) -> Shape:
         if self._overflow is None:
-            route = Route("_OTHER", None, self._settings, now)
+            route = Route("_OTHER", None, self._settings, now, self._rates.of("_OTHER", None))
             self._overflow = Shape(("_OTHER", "", "", None, None, None), route, self._bounds, now)
             self._overflow.attributes = route.attributes = _OVERFLOW
             self._routes["otel.metric.overflow", None] = route
         return self._overflow
+
+
+def work_of(done: Tally) -> Iterator[tuple[Instrument, float]]:
+    """The values that a tally has for its histograms; kinds of work that the request did not do are left out."""
+    if done.queries:
+        yield semconv.REQUEST_QUERIES, done.queries
+        yield semconv.REQUEST_QUERY_TIME, done.query_seconds
+    if done.cache_hits or done.cache_misses:
+        yield semconv.REQUEST_CACHE_HITS, done.cache_hits
+        yield semconv.REQUEST_CACHE_MISSES, done.cache_misses
+        yield semconv.REQUEST_CACHE_TIME, done.cache_seconds
+    if done.outbound_calls:
+        yield semconv.REQUEST_OUTBOUND, done.outbound_calls
+        yield semconv.REQUEST_OUTBOUND_TIME, done.outbound_seconds
 
 
 def _sorted(pairs: Mapping[str, str | int | None]) -> Attributes:
@@ -277,6 +336,9 @@ def _route_points(route: Route) -> Iterator[tuple[Instrument, MeasuredPoint]]:
         yield semconv.TIME_TO_FIRST_BYTE, _point(route.attributes, route.start_ns, route.first_byte)
     for instrument, histogram in route.work.items():
         yield instrument, _point(route.attributes, route.start_ns, histogram)
+    for error, histogram in route.background.items():
+        failed: Attributes = ((semconv.ERROR_TYPE, error),) if error else ()
+        yield semconv.BACKGROUND_DURATION, _point((*failed, *route.attributes), route.start_ns, histogram)
     for ended, count in route.errors.items():
         attributes = tuple(sorted((*route.attributes, (semconv.ERROR_CLASS, ended))))
         yield semconv.ERRORS, MeasuredPoint(attributes, route.start_ns, count)

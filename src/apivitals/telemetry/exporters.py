@@ -66,18 +66,6 @@ def log_exporter(name: str, environ: Mapping[str, str]) -> LogRecordExporter:
     return cast("LogRecordExporter", _registered("logs", name)())
 
 
-def wants_reader_of_its_own(exporter: MetricExporter) -> bool:
-    """Whether an exporter asks for another temporality or aggregation than our one cumulative reader has."""
-    temporality = exporter._preferred_temporality or {}
-    # 2 is CUMULATIVE.
-    return any(value.value != 2 for value in temporality.values()) or bool(_exponential(exporter))
-
-
-def _exponential(exporter: MetricExporter) -> list[Any]:
-    preferred = exporter._preferred_aggregation or {}
-    return [value for value in preferred.values() if type(value).__name__.startswith("Exponential")]
-
-
 def _registered(signal: str, name: str) -> Any:
     group = f"opentelemetry_{signal}_exporter"
     found = entry_points(group=group)

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, Protocol
 
 from apivitals.settings import Settings
+from apivitals.telemetry.options import InstrumentationOptions, names
 from apivitals.telemetry.server import SCOPE_KEY, InnerObserver, Receive, Scope, Send, ServerObserver
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,20 @@ class ServerInstrumentation(Protocol):
     async def serve(self, app: Any, call: Any, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket session by `call(app, scope, receive, send)`, measured."""
 
+    def with_options(self, options: InstrumentationOptions) -> ServerInstrumentation:
+        """The same for applications that want something of their own."""
+
 
 class Contrib:
     """opentelemetry-instrumentation-fastapi as it is, less its span per ASGI message."""
 
-    def __init__(self, observer: ServerObserver) -> None:
+    def __init__(self, observer: ServerObserver, options: InstrumentationOptions | None = None) -> None:
         self._observer = observer
+        self._options = options or InstrumentationOptions()
+
+    def with_options(self, options: InstrumentationOptions) -> Contrib:
+        """The same; the options are its own."""
+        return Contrib(self._observer, options)
 
     def prepare(self, app: Any) -> None:
         """Put its middleware into the application, unless somebody has."""
@@ -37,10 +46,35 @@ class Contrib:
 
         if not getattr(app, "_is_instrumented_by_opentelemetry", False):
             _guard_route()
-            settings = self._observer.settings
+            settings, options = self._observer.settings, self._options
             spans = [name for name in ("receive", "send") if name in _excluded_spans(settings)]
+            if options.client_request_hook is not None:
+                spans = [name for name in spans if name != "receive"]
+            if options.client_response_hook is not None:
+                spans = [name for name in spans if name != "send"]
             FastAPIInstrumentor.instrument_app(
-                app, excluded_urls=settings.excluded_urls or None, exclude_spans=spans or None
+                app,
+                server_request_hook=options.server_request_hook,
+                client_request_hook=options.client_request_hook,
+                client_response_hook=options.client_response_hook,
+                tracer_provider=options.tracer_provider,
+                meter_provider=options.meter_provider,
+                excluded_urls=settings.excluded_urls or None
+                if options.excluded_urls is None
+                else options.excluded_urls,
+                http_capture_headers_server_request=names(
+                    options.http_capture_headers_server_request, settings.http_capture_headers_server_request
+                )
+                or None,
+                http_capture_headers_server_response=names(
+                    options.http_capture_headers_server_response, settings.http_capture_headers_server_response
+                )
+                or None,
+                http_capture_headers_sanitize_fields=names(
+                    options.http_capture_headers_sanitize_fields, settings.http_capture_headers_sanitize_fields
+                )
+                or None,
+                exclude_spans=[*spans, *(options.exclude_spans or ())] or None,
             )
             # A stack that was built before is built again, now with the middleware in it.
             app.middleware_stack = None
@@ -57,6 +91,13 @@ class Native:
 
     def __init__(self, observer: ServerObserver) -> None:
         self._observer = observer
+
+    def with_options(self, options: InstrumentationOptions) -> Native:
+        """The same: it takes none but the URLs to leave out, which are left out before it."""
+        logger.warning(
+            "FastAPI's own telemetry has no hooks and captures no headers; server_instrumentation 'apivitals' has"
+        )
+        return self
 
     def prepare(self, app: Any) -> None:
         """It runs as soon as there are providers."""

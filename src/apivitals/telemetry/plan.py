@@ -84,6 +84,13 @@ def otlp_protocol(environ: Mapping[str, str], signal: str) -> str:
     return "grpc" if port == 4317 else "http/protobuf"
 
 
+def pushed_by_us(environ: Mapping[str, str], signal: str) -> bool:
+    """Whether OTLP of a signal goes through our own encoder: over HTTP, unless somebody else's session is asked for."""
+    named = ("", f"{signal}_")
+    session = any(environ.get(f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{part}CREDENTIAL_PROVIDER") for part in named)
+    return otlp_protocol(environ, signal) == "http/protobuf" and not session
+
+
 def guess_service_name(arguments: Sequence[str], directory: str) -> str:
     """A service name from the command line of an ASGI server, empty when there is nothing to go by.
 

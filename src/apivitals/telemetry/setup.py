@@ -11,39 +11,40 @@ import atexit
 import gc
 import logging
 import os
-import sys
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from threading import RLock, Thread
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import _logs, metrics, trace
 
 from apivitals import semconv
 from apivitals.errors import ConfigurationError
+from apivitals.exposition import CLASSIC, OPENMETRICS, Exposition, prefers_openmetrics
 from apivitals.settings import Settings
-from apivitals.telemetry.plan import FILE, PROMETHEUS, ExportPlan, export_plan, guess_service_name
+from apivitals.telemetry.announce import say, targets
+from apivitals.telemetry.plan import FILE, OTLP, PROMETHEUS, ExportPlan, export_plan, pushed_by_us
+from apivitals.telemetry.registered import registered_id_generator, registered_sampler
+from apivitals.telemetry.resource import our_version, service_of, service_resource
+from apivitals.telemetry.stopping import FLUSH_SECONDS, run_all
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
     from apivitals.export.files import TelemetryFiles
     from apivitals.export.scrape import ScrapeServer
+    from apivitals.export.sender import Sender
     from apivitals.export.snapshot import Snapshot
     from apivitals.telemetry.event_loop import EventLoopLag
     from apivitals.telemetry.instrumentations import ServerInstrumentation
 
 logger = logging.getLogger("apivitals")
-
-_FLUSH_SECONDS = 5.0
 
 
 class Pipeline:
@@ -58,26 +59,29 @@ class Pipeline:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         from apivitals.export.prometheus import PrometheusRenderer
-        from apivitals.export.reader import FanOutReader, Periodic
+        from apivitals.export.reader import FanOutReader
         from apivitals.telemetry.propagation import mend_empty_propagator
 
         self.settings = settings
         self.plan: ExportPlan = export_plan(environ)
         self.files: TelemetryFiles | None = None
         self.active = False
-        self.reader = FanOutReader()
+        self.reader = FanOutReader(exponential=_asks_for_exponential(environ))
         self._environ = environ
         self._renderer = PrometheusRenderer()
-        self._periodic: list[Periodic] = []
+        self._starting: list[Callable[[], object]] = []
+        self._flushing: list[Callable[[], object]] = []
         self._closing: list[Callable[[], object]] = []
+        self._closing_last: list[Callable[[], object]] = []
         self._server: ScrapeServer | None = None
         self._lag: EventLoopLag | None = None
+        self._own_meters = False
         self._lock = RLock()
         if environ.get("OTEL_CONFIG_FILE"):
             self._from_config_file(environ["OTEL_CONFIG_FILE"])
         else:
             self._from_environment()
-        meter = metrics.get_meter("apivitals", _version())
+        meter = metrics.get_meter("apivitals", our_version())
         self._dropped = meter.create_counter(semconv.DROPPED.name, semconv.DROPPED.unit, semconv.DROPPED.description)
         self._lag_histogram = meter.create_histogram(
             semconv.EVENT_LOOP_LAG.name,
@@ -100,12 +104,12 @@ class Pipeline:
             ) from None
         configure_sdk(load_config_file(path))
         self.plan = ExportPlan((), (), ())
-        self.service = _service_of(getattr(trace.get_tracer_provider(), "resource", None))
+        self.service = service_of(getattr(trace.get_tracer_provider(), "resource", None))
         self._adopt_meter_provider(metrics.get_meter_provider())
 
     def _from_environment(self) -> None:
-        resource = _resource(self.settings, self._environ)
-        self.service = _service_of(resource)
+        resource = service_resource(self.settings)
+        self.service = service_of(resource)
         self._instance = str(resource.attributes["service.instance.id"])
         if self.plan.files:
             self.files = self._open_files()
@@ -119,7 +123,8 @@ class Pipeline:
             if add is not None:
                 add(processor)
         meters = metrics.get_meter_provider()
-        if type(meters).__name__ == "_ProxyMeterProvider":
+        self._own_meters = type(meters).__name__ == "_ProxyMeterProvider"
+        if self._own_meters:
             metrics.set_meter_provider(self._meter_provider(resource))
         else:
             self._adopt_meter_provider(meters)
@@ -144,8 +149,8 @@ class Pipeline:
         from opentelemetry.sdk.trace import TracerProvider
 
         provider = TracerProvider(
-            sampler=_registered_sampler(self._environ),
-            id_generator=_registered_id_generator(self._environ),
+            sampler=registered_sampler(self._environ),
+            id_generator=registered_id_generator(self._environ),
             resource=resource,
             shutdown_on_exit=False,
         )
@@ -153,53 +158,95 @@ class Pipeline:
         return provider
 
     def _span_processors(self) -> list[SpanProcessor]:
+        from apivitals.telemetry.processors import ClassifyingProcessor
+
+        return [ClassifyingProcessor(self._span_exit(name), self.settings) for name in self.plan.traces]
+
+    def _span_exit(self, name: str) -> SpanProcessor:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 
         from apivitals.export.files import FileSpanExporter
         from apivitals.telemetry.exporters import CountingSpanExporter, span_exporter
-        from apivitals.telemetry.processors import ClassifyingProcessor
 
-        processors: list[SpanProcessor] = []
-        for name in self.plan.traces:
-            if name == FILE and self.files is not None:
-                inner: SpanProcessor = BatchSpanProcessor(FileSpanExporter(self.files))
-            else:
-                exporter = span_exporter(name, self._environ)
-                if isinstance(exporter, ConsoleSpanExporter):
-                    inner = SimpleSpanProcessor(exporter)
-                else:
-                    inner = BatchSpanProcessor(CountingSpanExporter(exporter, self.drop))
-            processors.append(ClassifyingProcessor(inner, self.settings))
-        return processors
+        if name == FILE and self.files is not None:
+            return BatchSpanProcessor(FileSpanExporter(self.files))
+        if name == OTLP and pushed_by_us(self._environ, "TRACES"):
+            from apivitals.export.otlp_settings import BatchSettings
+            from apivitals.export.push import SpanPusher
+
+            return SpanPusher(self._sender("traces"), BatchSettings.from_environ(self._environ), self.drop)
+        exporter = span_exporter(name, self._environ)
+        if isinstance(exporter, ConsoleSpanExporter):
+            return SimpleSpanProcessor(exporter)
+        return BatchSpanProcessor(CountingSpanExporter(exporter, self.drop))
+
+    def _sender(self, signal: Literal["traces", "metrics"]) -> Sender:
+        from apivitals.export.otlp_settings import OtlpSettings
+        from apivitals.export.sender import Sender
+
+        settings = OtlpSettings.from_environ(self._environ, signal)
+        return Sender(settings, user_agent=f"apivitals/{our_version()}")
 
     def _meter_provider(self, resource: Resource) -> MeterProvider:
         from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import MetricExporter, MetricReader, PeriodicExportingMetricReader
+        from opentelemetry.sdk.metrics.export import MetricReader
 
-        from apivitals.export.reader import Periodic
-        from apivitals.telemetry.exporters import metric_exporter, wants_reader_of_its_own
+        from apivitals.telemetry.exporters import metric_exporter
         from apivitals.telemetry.views import views
 
         readers: list[MetricReader] = [self.reader]
         for name in self.plan.metrics:
             if name in (FILE, PROMETHEUS):
                 continue
+            if name == OTLP and pushed_by_us(self._environ, "METRICS"):
+                self._push_by_http()
+                continue
             exporter = metric_exporter(name, self._environ)
             if isinstance(exporter, MetricReader):
                 readers.append(exporter)
-            elif isinstance(exporter, MetricExporter) and wants_reader_of_its_own(exporter):
-                readers.append(PeriodicExportingMetricReader(exporter))
             else:
-                push = Periodic(f"metrics-{name}", self._push_interval(), partial(self._push, exporter))
-                self._periodic.append(push)
-                self._closing.append(exporter.shutdown)
+                self._push_through(name, exporter)
         provider = MeterProvider(
             metric_readers=readers, resource=resource, views=views(self.settings), shutdown_on_exit=False
         )
-        self._closing.append(provider.shutdown)
-        for push in self._periodic:
-            push.start()
+        self._closing_last.append(provider.shutdown)
+        for start in self._starting:
+            start()
         return provider
+
+    def _push_by_http(self) -> None:
+        from apivitals.export.metric_push import MetricPusher
+        from apivitals.export.otlp_settings import MetricPushSettings
+
+        pusher = MetricPusher(
+            self.snapshot, self._sender("metrics"), MetricPushSettings.from_environ(self._environ), self.drop
+        )
+        self._starting.append(pusher.start)
+        self._flushing.append(partial(pusher.force_flush, int(FLUSH_SECONDS * 1000)))
+        self._closing.append(pusher.shutdown)
+
+    def _push_through(self, name: str, exporter: MetricExporter) -> None:
+        """Push by somebody else's exporter, in the temporality that the environment asks for."""
+        from apivitals.export.delta import Baseline
+        from apivitals.export.otlp_settings import MetricPushSettings
+        from apivitals.export.reader import Periodic
+        from apivitals.export.sdk import to_sdk
+
+        settings = MetricPushSettings.from_environ(self._environ)
+        baseline = Baseline() if settings.temporality != "cumulative" else None
+
+        def push() -> None:
+            snapshot = self.snapshot()
+            said = baseline.since(snapshot) if baseline is not None else snapshot
+            if said.scopes and exporter.export(to_sdk(said)).name != "SUCCESS":
+                self.drop("metrics", "export", sum(len(metric.points) for metric in said.metrics()))
+            elif baseline is not None:
+                baseline.advance(snapshot)
+
+        periodic = Periodic(f"metrics-{name}", settings.interval, push)
+        self._starting.append(periodic.start)
+        self._flushing.append(periodic.run)
+        self._closing += [periodic.stop, exporter.shutdown]
 
     def _adopt_meter_provider(self, provider: Any) -> None:
         """Read a provider that somebody else made; its views, and so its boundaries, are its own."""
@@ -221,17 +268,6 @@ class Pipeline:
         _logs.set_logger_provider(provider)
         self._closing.append(provider.shutdown)
 
-    def _push_interval(self) -> float:
-        """OTEL_METRIC_EXPORT_INTERVAL, in seconds; the specification's 60 without it."""
-        return self.settings.files_interval_seconds if self._environ.get("OTEL_METRIC_EXPORT_INTERVAL") else 60.0
-
-    def _push(self, exporter: Any) -> None:
-        from apivitals.export.sdk import to_sdk
-
-        snapshot = self.snapshot()
-        if snapshot.scopes and exporter.export(to_sdk(snapshot)).name != "SUCCESS":
-            self.drop("metrics", "export")
-
     def instrumentation(self) -> ServerInstrumentation:
         """The server instrumentation that the settings name."""
         from opentelemetry.sdk.trace import TracerProvider
@@ -243,11 +279,14 @@ class Pipeline:
 
         observer = ServerObserver(self.settings, self.meter)
         provider = trace.get_tracer_provider()
-        if self.settings.server_instrumentation != "apivitals" or not isinstance(provider, TracerProvider):
+        # What we count ourselves is in our exits only: an application that made its own meter provider, or has a
+        # configuration file make it, gets its server metrics through that.
+        wanted = self.settings.server_instrumentation == "apivitals" and self._own_meters
+        if not wanted or not isinstance(provider, TracerProvider):
             return upstream(observer)
         aggregator = ServerAggregator(self.settings)
         self.reader.add_source(aggregator.collect)
-        return TelemetryMiddleware(self.settings, provider, aggregator, observer.rates, self.meter, _version())
+        return TelemetryMiddleware(self.settings, provider, aggregator, observer.rates, self.meter, our_version())
 
     # --- running
 
@@ -275,9 +314,10 @@ class Pipeline:
             if self.files is not None and FILE in self.plan.metrics:
                 writer = Periodic("metrics-file", self.settings.files_interval_seconds, self._write_metrics)
                 writer.start()
-                self._periodic.append(writer)
+                self._flushing.append(writer.run)
+                self._closing.append(writer.stop)
             if PROMETHEUS in self.plan.metrics:
-                server = ScrapeServer(self.settings.prometheus_host, self.settings.prometheus_port, self.render_metrics)
+                server = ScrapeServer(self.settings.prometheus_host, self.settings.prometheus_port, self.expose)
                 self._server = server if server.start() else None
         self._announce()
 
@@ -291,9 +331,11 @@ class Pipeline:
         """Every metric of this process now."""
         return self.reader.snapshot()
 
-    def render_metrics(self) -> str:
-        """The Prometheus exposition of every metric of this process."""
-        return self._renderer.render(self.snapshot())
+    def expose(self, accept: str = "") -> Exposition:
+        """Every metric of this process in the Prometheus format that an Accept header prefers, classic by default."""
+        openmetrics = prefers_openmetrics(accept)
+        pieces = self._renderer.pieces(self.snapshot(), openmetrics=openmetrics)
+        return Exposition(OPENMETRICS if openmetrics else CLASSIC, pieces)
 
     @property
     def scrape_port(self) -> int | None:
@@ -306,23 +348,26 @@ class Pipeline:
 
     def flush(self) -> None:
         """Send and write what was measured so far; telemetry goes on afterwards."""
-        steps = [periodic.run for periodic in self._periodic]
+        steps = list(self._flushing)
         for provider in (trace.get_tracer_provider(), _logs.get_logger_provider()):
             flush = getattr(provider, "force_flush", None)
             if flush is not None:
-                steps.append(partial(flush, int(_FLUSH_SECONDS * 1000)))
-        _run_all("flushing", steps, self.files.close if self.files is not None else None)
+                steps.append(partial(flush, int(FLUSH_SECONDS * 1000)))
+        last = [self.files.close] if self.files is not None else []
+        run_all("flushing", steps, last)
 
     def shutdown(self) -> None:
         """Flush and stop everything, within a bounded time; a fault of one exit does not keep the others."""
         with self._lock:
             if self._lag is not None:
                 self._lag.stop()
-            steps = [*(periodic.stop for periodic in self._periodic), *self._closing]
+            steps = list(self._closing)
             if self._server is not None:
                 steps.append(self._server.stop)
-            self._periodic, self._closing, self._server = [], [], None
-        _run_all("shutting down", steps, self.files.close if self.files is not None else None)
+            # What still takes a last snapshot, or writes a last line, comes before what it needs.
+            last = [*self._closing_last, *([self.files.close] if self.files is not None else [])]
+            self._starting, self._flushing, self._closing, self._server = [], [], [], None
+        run_all("shutting down", steps, last)
 
     def _write_metrics(self) -> None:
         from apivitals.export.otlp import metrics_request
@@ -332,29 +377,11 @@ class Pipeline:
             if snapshot.scopes:
                 self.files.write("metrics", metrics_request(snapshot))
 
-    def _governed(self) -> str:
-        if self._environ.get("OTEL_CONFIG_FILE"):
-            return f"exporters by {self._environ['OTEL_CONFIG_FILE']}"
-        return "nothing is exported, as OTEL_*_EXPORTER say"
-
     def _announce(self) -> None:
-        """One line that says what goes where."""
-        exits = []
-        for signal in ("traces", "metrics", "logs"):
-            for name in getattr(self.plan, signal):
-                if name == FILE:
-                    target = str(self.files.folder) if self.files else "nowhere (see the warning above)"
-                elif name == PROMETHEUS:
-                    port = self.scrape_port
-                    host = self.settings.prometheus_host
-                    target = f"http://{host}:{port}/metrics" if port else "nowhere (see the warning above)"
-                elif name.startswith("otlp"):
-                    target = f"OTLP {_otlp_target(self._environ, signal)}"
-                else:
-                    target = name
-                exits.append(f"{signal} → {target}")
-        text = f"apivitals {_version()}: service {self.service!r}; {'; '.join(exits) or self._governed()}"
-        _say(text)
+        folder = str(self.files.folder) if self.files is not None else ""
+        page = f"http://{self.settings.prometheus_host}:{self.scrape_port}/metrics" if self.scrape_port else ""
+        where = targets(self.plan, self._environ, folder, page)
+        say(f"apivitals {our_version()}: service {self.service!r}; {where}")
 
 
 _pipeline: Pipeline | None = None
@@ -432,10 +459,13 @@ def shutdown() -> None:
         pipeline.shutdown()
 
 
-def render_metrics() -> str:
-    """The Prometheus exposition of this process; empty where telemetry is off."""
+def render_metrics(accept: str = "") -> str:
+    """The Prometheus exposition of this process; empty where telemetry is off.
+
+    It is the classic text, or OpenMetrics where an Accept header prefers that.
+    """
     pipeline = _pipeline
-    return pipeline.render_metrics() if pipeline is not None else ""
+    return "".join(pipeline.expose(accept).pieces) if pipeline is not None else ""
 
 
 def current_pipeline() -> Pipeline | None:
@@ -443,101 +473,7 @@ def current_pipeline() -> Pipeline | None:
     return _pipeline
 
 
-def _run_all(what: str, steps: Sequence[Callable[[], object]], last: Callable[[], object] | None) -> None:
-    """Run steps side by side and then the last one, for a bounded time: an exporter that hangs holds up nobody."""
-
-    def run(step: Callable[[], object]) -> None:
-        try:
-            step()
-        except Exception:
-            logger.warning("%s telemetry: %r failed", what, step, exc_info=True)
-
-    threads = [Thread(target=run, args=(step,), name="apivitals-flush", daemon=True) for step in steps]
-    for thread in threads:
-        thread.start()
-    deadline = monotonic() + _FLUSH_SECONDS
-    for thread in threads:
-        thread.join(max(0.0, deadline - monotonic()))
-    if any(thread.is_alive() for thread in threads):
-        logger.warning("%s telemetry took more than %g s and goes on without waiting", what, _FLUSH_SECONDS)
-    if last is not None:
-        run(last)
-
-
-def _version() -> str:
-    try:
-        return version("apivitals")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _resource(settings: Settings, environ: Mapping[str, str]) -> Resource:
-    """What the environment says of the service, completed by what we know; the environment wins."""
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-
-    said = OTELResourceDetector().detect().attributes
-    ours: dict[str, Any] = {
-        "service.instance.id": str(uuid.uuid4()),
-        "telemetry.distro.name": "apivitals",
-        "telemetry.distro.version": _version(),
-    }
-    name = settings.service_name or guess_service_name(_command_line(), os.getcwd())
-    if name:
-        ours["service.name"] = name
-    return Resource.create({key: value for key, value in ours.items() if key not in said})
-
-
-def _command_line() -> list[str]:
-    """The command that started this process; of a spawned worker, the one that started its parent."""
-    words = list(getattr(sys, "orig_argv", sys.argv))
-    if any("multiprocessing" in word for word in words):
-        import psutil
-
-        with suppress(psutil.Error):
-            parent = psutil.Process().parent()
-            words = parent.cmdline() if parent is not None else words
-    return words
-
-
-def _service_of(resource: Any) -> str:
-    attributes = getattr(resource, "attributes", None) or {}
-    return str(attributes.get("service.name") or "unknown_service")
-
-
-def _registered_sampler(environ: Mapping[str, str]) -> Any:
-    """A sampler that an installed package registers; the SDK itself reads the variable for its own."""
-    name = environ.get("OTEL_TRACES_SAMPLER", "").strip()
-    if not name or name in ("always_on", "always_off", "traceidratio") or name.startswith("parentbased_"):
-        return None
-    from opentelemetry.sdk._configuration import _import_sampler
-
-    return _import_sampler(name)
-
-
-def _registered_id_generator(environ: Mapping[str, str]) -> Any:
-    name = environ.get("OTEL_PYTHON_ID_GENERATOR", "").strip()
-    if not name or name == "random":
-        return None
-    from opentelemetry.sdk._configuration import _import_id_generator
-
-    return _import_id_generator(name)
-
-
-def _otlp_target(environ: Mapping[str, str], signal: str) -> str:
-    from apivitals.telemetry.plan import otlp_protocol
-
-    named = environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    protocol = otlp_protocol(environ, signal.upper())
-    default = "http://localhost:4317" if protocol == "grpc" else "http://localhost:4318"
-    return f"{protocol} {named or default}"
-
-
-def _say(text: str) -> None:
-    """Log a line so that it is seen: under a server that configures only its own loggers nobody prints INFO."""
-    seen = logger
-    while seen is not None:
-        if any(isinstance(handler, logging.StreamHandler) for handler in seen.handlers):
-            logger.info(text)
-            return
-        seen = seen.parent if seen.propagate else None  # type: ignore[assignment]
-    print(f"INFO:     {text}", file=sys.stderr, flush=True)  # noqa: T201
+def _asks_for_exponential(environ: Mapping[str, str]) -> bool:
+    """Whether histograms without boundaries of their own are to be exponential, for every exit alike."""
+    name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    return environ.get(name, "").strip().lower() == "base2_exponential_bucket_histogram"

@@ -109,10 +109,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     import opentelemetry.instrumentation.asgi
 
     import apivitals.telemetry.middleware
+    import apivitals.telemetry.request
     import apivitals.telemetry.server
 
     clock = Clock()
     monkeypatch.setattr(apivitals.telemetry.middleware, "perf_counter", clock)
+    monkeypatch.setattr(apivitals.telemetry.request, "perf_counter", clock)
     monkeypatch.setattr(apivitals.telemetry.server, "perf_counter", clock)
     monkeypatch.setattr(opentelemetry.instrumentation.asgi, "default_timer", clock)
     try:

@@ -112,6 +112,21 @@ def test_a_flush_sends_what_is_queued(make: Make) -> None:
     assert len(sender.bodies) == 1
 
 
+def test_a_thread_that_cannot_be_had_is_tried_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sender = FakeSender()
+    pusher = make(sender)
+    with monkeypatch.context() as patched:
+        patched.setattr(Thread, "start", refuse)
+        pusher.push(span("a"))
+        assert not pusher.force_flush()
+    pusher.push(span("b"))
+    assert pusher.force_flush()
+    assert sender.names() == [["a", "b"]]
+
+
 def test_there_is_no_thread_before_there_is_a_span(make: Make) -> None:
     before = threading.active_count()
     pusher = make(FakeSender())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPResponse
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 
 from apivitals.export.prometheus import CONTENT_TYPE
 from apivitals.export.scrape import ScrapeServer
+from apivitals.exposition import OPENMETRICS, Exposition
 
 
 class Rendering:
@@ -20,11 +23,13 @@ class Rendering:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.accepted: list[str] = []
 
-    def __call__(self) -> str:
+    def __call__(self, accept: str) -> Exposition:
+        self.accepted.append(accept)
         if self.error is not None:
             raise self.error
-        return self.text
+        return Exposition.of(self.text)
 
 
 @pytest.fixture
@@ -40,10 +45,16 @@ def server(rendering: Rendering) -> Iterator[ScrapeServer]:
     server.stop()
 
 
-def ask(port: int, path: str = "/metrics", method: str = "GET", host: str = "127.0.0.1") -> tuple[HTTPResponse, bytes]:
+def ask(
+    port: int,
+    path: str = "/metrics",
+    method: str = "GET",
+    host: str = "127.0.0.1",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[HTTPResponse, bytes]:
     connection = HTTPConnection(host, port, timeout=10)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
         return response, response.read()
     finally:
@@ -110,7 +121,7 @@ def test_a_taken_port_is_a_warning_with_a_remedy(server: ScrapeServer, rendering
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "x" * 70 + ".invalid", "..", "192.0.2.1"])
 def test_a_host_that_cannot_be_had_is_a_warning(host: str, caplog: Any) -> None:
-    assert not ScrapeServer(host, 0, str).start()
+    assert not ScrapeServer(host, 0, Rendering()).start()
     assert len(caplog.records) == 1
     assert f"/metrics is not served on {host}:0" in caplog.text
 
@@ -156,11 +167,11 @@ def test_a_slow_client_holds_up_no_other(server: ScrapeServer) -> None:
 def test_a_slow_rendering_holds_up_no_other_client() -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def render() -> str:
+    def render(accept: str) -> Exposition:
         if not entered.is_set():
             entered.set()
             assert release.wait(10)
-        return "a 1\n"
+        return Exposition.of("a 1\n")
 
     server = ScrapeServer("127.0.0.1", 0, render)
     assert server.start()
@@ -194,9 +205,9 @@ def test_a_client_that_misbehaves_is_no_event(
 ) -> None:
     entered = threading.Semaphore(0)
 
-    def render() -> str:
+    def render(accept: str) -> Exposition:
         entered.release()
-        return "a 1\n" * 2_000_000
+        return Exposition.of("a 1\n" * 2_000_000)
 
     server = ScrapeServer("127.0.0.1", 0, render)
     assert server.start()
@@ -226,3 +237,174 @@ def test_stopping_frees_the_port(rendering: Rendering) -> None:
     again = ScrapeServer("127.0.0.1", port, rendering)
     assert again.start()
     again.stop()
+
+
+# --- formats and codings
+
+
+def test_the_accept_header_decides_the_format(server: ScrapeServer, rendering: Rendering) -> None:
+    rendering.text = "# TYPE a gauge\na 1\n# EOF\n"
+    response, body = ask(server.port, headers={"Accept": "application/openmetrics-text"})
+    assert rendering.accepted == ["application/openmetrics-text"]
+    assert response.getheader("Content-Type") == OPENMETRICS
+    assert response.getheader("Vary") == "Accept, Accept-Encoding"
+    assert body.decode() == rendering.text
+
+
+def test_headers_that_come_in_parts_are_one(server: ScrapeServer, rendering: Rendering) -> None:
+    rendering.text = "a 1\n" * 10_000
+    answer = talk(
+        server.port,
+        b"GET /metrics HTTP/1.1\r\nAccept: text/plain\r\nAccept: a/b;q=0.5\r\n"
+        b"Accept-Encoding: br\r\naccept-encoding: gzip\r\n\r\n",
+    )
+    assert rendering.accepted == ["text/plain, a/b;q=0.5"]
+    assert b"\r\nContent-Encoding: gzip\r\n" in answer
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("text", ["a 1\n" * 100_000, 'a{k="ü🚀"} 1\n' * 100_000])
+def test_a_large_text_is_compressed(server: ScrapeServer, rendering: Rendering, method: str, text: str) -> None:
+    rendering.text = text
+    response, body = ask(server.port, method=method, headers={"Accept-Encoding": "deflate, gzip;q=0.5"})
+    assert response.getheader("Content-Encoding") == "gzip"
+    if method == "HEAD":
+        assert body == b""
+        assert 0 < int(response.getheader("Content-Length") or 0) < len(text) / 10
+    else:
+        assert response.getheader("Content-Length") == str(len(body))
+        assert gzip.decompress(body).decode() == text
+    response, body = ask(server.port)
+    assert response.getheader("Content-Encoding") is None
+    assert body.decode() == text
+
+
+# --- clients that are odd
+
+
+def talk(port: int, question: bytes) -> bytes:
+    """What a raw question is answered with, to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(question)
+        answer = b""
+        while piece := client.recv(65_536):
+            answer += piece
+        return answer
+
+
+def test_http_1_0(server: ScrapeServer, rendering: Rendering) -> None:
+    head, _, body = talk(server.port, b"GET /metrics HTTP/1.0\r\n\r\n").partition(b"\r\n\r\n")
+    assert b" 200 OK\r\n" in head
+    assert body.decode() == rendering.text
+
+
+def test_a_question_with_a_body_is_answered(server: ScrapeServer, rendering: Rendering) -> None:
+    body = b"x" * 300_000
+    question = b"GET /metrics HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert talk(server.port, question + body).endswith(rendering.text.encode())
+
+
+LONG = b"x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("question", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nX-Long: " + LONG + b"\r\n\r\n", 431),
+        (b"GET /metrics HTTP/1.1\r\n" + b"X-Many: x\r\n" * 80_000 + b"\r\n", 431),
+        (b"GET /metrics?" + LONG + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET /metrics HTTP/one\r\n\r\n", 400),
+        (b"GET /metrics HTTP/2.0\r\n\r\n", 505),
+        (b"GET\r\n\r\n", 400),
+        (b"BREW /metrics HTTP/1.1\r\n\r\n", 501),
+        (b"GET /metrics HTTP/1.1\r\nAccept: " + b",".join([b"a/b;q=x"] * 8000) + b"\r\n\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nAccept: \xff;;=;q=,\r\nAccept-Encoding: ;q=,,gzip;q=9\r\n\r\n", 200),
+    ],
+)
+def test_a_question_that_is_too_much_is_answered_and_the_server_lives(
+    server: ScrapeServer, question: bytes, status: int, caplog: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Read to the end without a reset, although the server has not read all of it.
+    assert b" %d " % status in talk(server.port, question).partition(b"\r\n")[0]
+    assert ask(server.port)[0].status == 200
+    assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_client_that_drips_is_cut_off(rendering: Rendering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apivitals.export.scrape._PATIENCE", 0.3)
+    server = ScrapeServer("127.0.0.1", 0, rendering)
+    assert server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=0.05) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n")
+            deadline = monotonic() + 10
+            # Each drop comes well within the patience; it is their sum that does not.
+            while monotonic() < deadline:
+                try:
+                    client.sendall(b"x")
+                    if client.recv(100) == b"":
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            else:
+                pytest.fail("the server went on reading")
+    finally:
+        server.stop()
+    assert rendering.accepted == []
+
+
+def test_a_client_that_does_not_read_is_cut_off(rendering: Rendering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apivitals.export.scrape._PATIENCE", 0.3)
+    rendering.text = "a 1\n" * 8_000_000
+    wait_for_threads(0)
+    server = ScrapeServer("127.0.0.1", 0, rendering)
+    assert server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            (serving,) = wait_for_threads(1)
+            serving.join(10)
+            assert not serving.is_alive()
+            # What is left in the buffers, and then the end.
+            read = 0
+            while piece := client.recv(1 << 20):
+                read += len(piece)
+        assert read < len(rendering.text)
+    finally:
+        server.stop()
+
+
+def serving_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+
+
+def wait_for_threads(count: int) -> list[threading.Thread]:
+    deadline = monotonic() + 10
+    while len(serving_threads()) != count:
+        assert monotonic() < deadline, f"{len(serving_threads())} threads, not {count}"
+        sleep(0.005)
+    return serving_threads()
+
+
+def test_no_more_clients_are_served_than_there_are_threads(rendering: Rendering) -> None:
+    wait_for_threads(0)
+    server = ScrapeServer("127.0.0.1", 0, rendering)
+    assert server.start()
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(32)]
+    try:
+        wait_for_threads(32)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as turned_away:
+            assert turned_away.recv(100) == b""
+        assert len(serving_threads()) == 32
+    finally:
+        for client in clients:
+            client.close()
+    try:
+        # Whoever left makes room.
+        wait_for_threads(0)
+        assert ask(server.port)[0].status == 200
+    finally:
+        server.stop()

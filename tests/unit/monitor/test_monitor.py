@@ -183,8 +183,8 @@ async def test_starting_twice_is_one_thread_and_stopping_ends_it() -> None:
     await monitor.stop_monitoring()
     assert not monitor._is_running
     assert "apivitals-window" not in [thread.name for thread in threading.enumerate()]
-    # The last state was kept.
-    assert len(monitor._window.snapshots()) == 1
+    # The first state and the last were kept.
+    assert len(monitor._window.snapshots()) == 2
     await monitor.start_monitoring()
     assert monitor._is_running
     await monitor.stop_monitoring()

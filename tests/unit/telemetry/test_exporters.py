@@ -7,9 +7,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import Counter, Histogram
-from opentelemetry.sdk.metrics.export import AggregationTemporality, ConsoleMetricExporter, InMemoryMetricReader
-from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter, SpanExportResult
 
@@ -20,7 +18,6 @@ from apivitals.telemetry.exporters import (
     log_exporter,
     metric_exporter,
     span_exporter,
-    wants_reader_of_its_own,
 )
 
 MAKERS = {"traces": span_exporter, "metrics": metric_exporter, "logs": log_exporter}
@@ -66,26 +63,6 @@ def test_a_metric_exporter_may_be_a_reader(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(EntryPoint, "load", lambda self: InMemoryMetricReader)
     monkeypatch.setattr(exporters, "entry_points", lambda group: EntryPoints([entry]))
     assert isinstance(metric_exporter("pull", {}), InMemoryMetricReader)
-
-
-@pytest.mark.parametrize(
-    ("options", "own"),
-    [
-        ({}, False),
-        ({"preferred_temporality": {Counter: AggregationTemporality.CUMULATIVE}}, False),
-        ({"preferred_temporality": {Counter: AggregationTemporality.DELTA}}, True),
-        ({"preferred_aggregation": {Histogram: ExponentialBucketHistogramAggregation()}}, True),
-    ],
-)
-def test_another_temporality_needs_another_reader(options: Any, own: bool) -> None:
-    assert wants_reader_of_its_own(ConsoleMetricExporter(**options)) is own
-
-
-def test_the_variable_for_delta_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "DELTA")
-    exporter: Any = metric_exporter("otlp", {})
-    assert wants_reader_of_its_own(exporter)
-    exporter.shutdown()
 
 
 class Mine(SpanExporter):

@@ -28,7 +28,7 @@ from apivitals import semconv
 from apivitals.errors import ConfigurationError
 from apivitals.export.reader import current_reader
 from apivitals.export.snapshot import HistogramPoint
-from apivitals.telemetry import exporters, setup
+from apivitals.telemetry import exporters, setup, stopping
 from tests.services import free_port
 from tests.telemetry_reset import reset_opentelemetry
 
@@ -283,7 +283,7 @@ class Hanging(SpanExporter):
 
 
 async def test_an_exporter_that_hangs_does_not_hang_the_shutdown(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(setup, "_FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr(stopping, "FLUSH_SECONDS", 0.3)
     monkeypatch.setattr(exporters, "_registered", lambda signal, name: Hanging)
     Hanging.release.clear()
     configure({"OTEL_TRACES_EXPORTER": "hanging", "OTEL_METRICS_EXPORTER": "none"})
@@ -421,33 +421,3 @@ def test_what_the_environment_says_of_the_service_wins(monkeypatch: pytest.Monke
     resource = dict(pipeline.snapshot().resource)
     assert (resource["service.instance.id"], resource["k"]) == ("7", "v")
     assert pipeline.service == resource["service.name"] == "theirs"
-
-
-def test_what_is_said_is_seen_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = logging.getLogger("apivitals-quiet")
-    quiet.propagate = False
-    monkeypatch.setattr(setup, "logger", quiet)
-    setup._say("a line")
-    assert capsys.readouterr().err == "INFO:     a line\n"
-    handler = logging.StreamHandler(sys.stderr)
-    quiet.addHandler(handler)
-    quiet.setLevel(logging.INFO)
-    setup._say("a line")
-    quiet.removeHandler(handler)
-    assert capsys.readouterr().err == "a line\n"
-
-
-@pytest.mark.parametrize(
-    ("environ", "target"),
-    [
-        ({}, "http/protobuf http://localhost:4318"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "grpc http://localhost:4317"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}, "grpc http://c:4317"),
-        (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t"},
-            "http/protobuf http://t",
-        ),
-    ],
-)
-def test_where_otlp_goes_is_said(environ: dict[str, str], target: str) -> None:
-    assert setup._otlp_target(environ, "traces") == target
