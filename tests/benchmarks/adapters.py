@@ -36,6 +36,7 @@ def changepoints(ts: Any, values: Any) -> list[float]:
 
 def forecast(ts: Any, values: Any, horizon_points: int) -> tuple[Any, Any, Any]:
     import numpy as np
+
     from apivitals.analytics.forecasts import find_forecast
 
     found = find_forecast(ts, values, horizon_points)

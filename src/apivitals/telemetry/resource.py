@@ -7,12 +7,13 @@ import sys
 import uuid
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
-
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from typing import TYPE_CHECKING, Any
 
 from apivitals.settings import Settings
 from apivitals.telemetry.plan import guess_service_name
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
 
 
 def our_version() -> str:
@@ -25,6 +26,8 @@ def our_version() -> str:
 
 def service_resource(settings: Settings) -> Resource:
     """What the environment says of the service, completed by what we know; the environment wins."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
     said = OTELResourceDetector().detect().attributes
     ours: dict[str, Any] = {
         "service.instance.id": str(uuid.uuid4()),
