@@ -182,7 +182,9 @@ def _add_analysis(parser: argparse.ArgumentParser) -> None:
         "--from", dest="start", metavar="WHEN", type=instant, help="ISO 8601, local time if it names none"
     )
     window.add_argument("--to", dest="end", metavar="WHEN", type=instant, help="the same (now)")
-    window.add_argument("--period", choices=("hourly", "daily", "weekly"), help="length of the window before its end")
+    window.add_argument(
+        "--period", choices=("hourly", "daily", "weekly"), help="length of the window before its end (daily)"
+    )
     parser.add_argument(
         "--sensitivity", metavar="N", type=sensitivity, default=2.0, help="how far off counts; more finds less (2.0)"
     )
@@ -286,5 +288,5 @@ def _window(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.last is not None:
         end = datetime.now(timezone.utc)
         start = end - timedelta(seconds=arguments.last)
-    window = {"period": arguments.period or "hourly", "start_time": start, "end_time": end}
+    window = {"period": arguments.period or "daily", "start_time": start, "end_time": end}
     return {name: value for name, value in window.items() if value is not None}

@@ -291,6 +291,8 @@ def test_the_window_reaches_the_job(asked: dict[str, Any], write: Callable[..., 
     assert window["end_time"] - window["start_time"] == timedelta(minutes=30)
     assert before <= window["end_time"] <= datetime.now(timezone.utc)
     assert window["sensitivity"] == 3.0
+    assert cli.main(["report", "-o", "-"]) == 0
+    assert asked["window"]["period"] == "daily"
     assert cli.main(["report", "--period", "weekly", "-o", "-"]) == 0
     assert asked["window"]["period"] == "weekly"
     assert "start_time" not in asked["window"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from apivitals.analytics.episodes import RouteCells, RouteEpisode, at, find_rout
 from apivitals.analytics.findings import episode_finding, ranked, step_finding, told_once, trend_finding
 from apivitals.analytics.forecasts import find_forecast
 from apivitals.analytics.grid import Floats, Grid
+from apivitals.analytics.history import first_cell, history_grid, merged
 from apivitals.analytics.regular import DAY
 from apivitals.analytics.sensitivity import DEFAULT
 from apivitals.analytics.series import (
@@ -71,10 +73,10 @@ def analyse(
     n_jobs: int | None = None,
     on_progress: OnProgress = lambda done, total, what: None,
 ) -> Report:
-    """Everything there is to say about one service over a window.
+    """Everything there is to say about one service over a window, whose episodes are judged against what came before.
 
     Args:
-        telemetry: what was read.
+        telemetry: what was read, with up to eight days before the window where there are any.
         start, end: the window, seconds since the epoch; None: all there is.
         period: how the window is called in the report.
         thresholds, routes: class bounds of the service, and of single routes by template.
@@ -93,9 +95,16 @@ def analyse(
     total, summaries = summarise(telemetry, grid, thresholds, routes, notes)
     on_progress(1, steps, "episodes")
     routed, service = _episodes(telemetry, grid, thresholds, routes or {}, sensitivity, n_jobs)
+    past = history_grid(telemetry, grid)
+    if past is not None:
+        since = first_cell(past, grid)
+        older = _episodes(telemetry, past, thresholds, routes or {}, sensitivity, n_jobs, since)
+        routed, service = merged(routed, older[0]), merged(service, older[1])
     busy = sum(1 for summary in summaries if summary.count >= _MIN_REQUESTS)
-    episodes = told_once(routed, service, busy)
-    findings = [episode_finding(telemetry, grid, episode) for episode in episodes]
+    # A coarse last cell may reach beyond the data.
+    told = [replace(item, end=min(item.end, at(telemetry.end))) for item in told_once(routed, service, busy)]
+    findings = [episode_finding(telemetry, episode) for episode in told]
+    episodes = [episode.onto(grid) for episode in told]
     findings += _steps(telemetry, grid, episodes)
     on_progress(2, steps, "trends")
     trends, drifting = _trends(telemetry, grid, total.count if total else 0, told=bool(findings))
@@ -143,28 +152,29 @@ def _episodes(
     routes: Mapping[str, PerformanceThresholds],
     sensitivity: float,
     n_jobs: int | None,
+    since: int = 0,
 ) -> tuple[list[RouteEpisode], list[RouteEpisode]]:
     seconds = exposure(telemetry, grid)
     cells = [route_cells(telemetry, grid, route, method) for method, route in routes_of(telemetry)]
     cells = [item for item in cells if item.cells.counts.sum() >= _MIN_REQUESTS]
     if n_jobs is None:
         n_jobs = -1 if len(cells) * grid.size >= _WORTH_A_PROCESS else 1
-    tasks = [(item, grid, seconds, routes.get(item.route or "", thresholds), sensitivity) for item in cells]
+    tasks = [(item, grid, seconds, routes.get(item.route or "", thresholds), sensitivity, since) for item in cells]
     found = [episode for some in _fan_out(tasks, n_jobs) for episode in some]
     whole = route_cells(telemetry, grid, None, None)
     service = find_route_episodes(
-        whole, grid, seconds, thresholds, sensitivity=sensitivity, kinds=("latency", "errors", "traffic")
+        whole, grid, seconds, thresholds, sensitivity=sensitivity, kinds=("latency", "errors", "traffic"), since=since
     )
     kept = [episode for episode in service if episode.kind == "traffic" or not _is_mix(episode, cells)]
     return found, kept
 
 
-_Task = tuple[RouteCells, Grid, Floats, PerformanceThresholds, float]
+_Task = tuple[RouteCells, Grid, Floats, PerformanceThresholds, float, int]
 
 
 def _one(task: _Task) -> list[RouteEpisode]:
-    item, grid, seconds, thresholds, sensitivity = task
-    return find_route_episodes(item, grid, seconds, thresholds, sensitivity=sensitivity)
+    item, grid, seconds, thresholds, sensitivity, since = task
+    return find_route_episodes(item, grid, seconds, thresholds, sensitivity=sensitivity, since=since)
 
 
 def _fan_out(tasks: Sequence[_Task], n_jobs: int) -> list[list[RouteEpisode]]:

@@ -41,6 +41,8 @@ def chart(series: Series, episodes: Sequence[RouteEpisode] = ()) -> ChartSeries 
         values=tuple(value if value == value else None for value in series.values.tolist()),
         lower=lower,
         upper=upper,
-        episodes=tuple((episode.start.timestamp(), episode.end.timestamp()) for episode in own),
+        episodes=tuple(
+            (max(episode.start.timestamp(), float(series.times[0])), episode.end.timestamp()) for episode in own
+        ),
         labels=series.labels,
     )

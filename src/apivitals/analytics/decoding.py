@@ -18,7 +18,7 @@ import numpy as np
 
 from apivitals.analytics.buckets import Bounds, ExponentialBuckets, explicit
 from apivitals.analytics.differencing import difference
-from apivitals.analytics.grid import Floats
+from apivitals.analytics.grid import Floats, choose_step
 from apivitals.analytics.telemetry import (
     Attributes,
     CounterFlow,
@@ -33,6 +33,10 @@ from apivitals.analytics.telemetry import (
 _DELTA = (1, "1", "AGGREGATION_TEMPORALITY_DELTA")
 _KINDS = ("histogram", "sum", "gauge", "exponentialHistogram")
 _MAX_EXEMPLARS = 2_000
+#: Points this long before a window are needed one by one: its first totals are differenced from them.
+_LEAD = 3_600.0
+#: Of the history before that, so many exports are kept for each cell that a grid up to them would have.
+_KEPT_PER_CELL = 4
 #: The year 2100: a clock beyond it is broken, and would stretch every window.
 _LATEST = 4_102_444_800.0
 
@@ -71,12 +75,20 @@ _Key = tuple[str, str, str, Attributes, str, str, Bounds]  # service, instance, 
 
 
 class Decoder:
-    """Collects points of any number of requests; `telemetry` gives what they amount to."""
+    """Collects points of any number of requests; `telemetry` gives what they amount to.
 
-    def __init__(self) -> None:
+    Args:
+        window: start and end of what interests, seconds since the epoch. What came long before it is history: of
+            its running totals and readings only as many are kept as a grid can show. None: everything is kept.
+    """
+
+    def __init__(self, window: tuple[float, float] | None = None) -> None:
+        self._window = window
+        self._kept: dict[tuple[str, str], float] = {}
         self._columns: dict[_Key, _Column] = {}
         self._exports: dict[tuple[str, str], set[float]] = {}
         self._points: Counter[str] = Counter()
+        self._recent: Counter[str] = Counter()
         self._bad = 0
         self._example = ""
 
@@ -88,13 +100,32 @@ class Decoder:
             instance = described.get("service.instance.id") or ":".join(
                 described.get(key, "") for key in ("host.name", "process.pid")
             )
-            newest = 0.0
+            newest = self._passed_over(service, instance, resource)
+            if newest:
+                self._exports.setdefault((service, instance), set()).add(newest)
+                continue
             for scope in _dicts(resource.get("scopeMetrics")):
                 name = str(_inside(scope.get("scope")).get("name", ""))
                 for metric in _dicts(scope.get("metrics")):
                     newest = max(newest, self._metric(service, instance, name, metric))
             if newest:
                 self._exports.setdefault((service, instance), set()).add(newest)
+
+    def _passed_over(self, service: str, instance: str, resource: dict[str, Any]) -> float:
+        """The time of an export of the history that adds nothing to those that were kept, else 0."""
+        if self._window is None:
+            return 0.0
+        start, end = self._window
+        time = _cumulative_time(resource)
+        if not 0 < time < start - _LEAD:
+            return 0.0
+        gap = choose_step(1.0, end - time) / _KEPT_PER_CELL
+        before = self._kept.get((service, instance))
+        # An export may be split into several requests, moments apart; they stay together.
+        if before is not None and 1.0 <= time - before < gap:
+            return time
+        self._kept[service, instance] = time
+        return 0.0
 
     def _metric(self, service: str, instance: str, scope: str, metric: dict[str, Any]) -> float:
         """Take in one metric; returns the time of its newest point."""
@@ -137,6 +168,8 @@ class Decoder:
             if point.get("exemplars"):
                 column.exemplars.extend(_exemplars(point["exemplars"]))
             self._points[service] += 1
+            if self._window is not None and time >= self._window[0]:
+                self._recent[service] += 1
             newest = max(newest, time)
         return newest
 
@@ -146,8 +179,10 @@ class Decoder:
         if self._bad:
             some = "1 data point was" if self._bad == 1 else f"{self._bad} data points were"
             notes.append(f"{some} malformed and left out, the first of {self._example}")
-        chosen = service if service is not None else next((name for name, _ in self._points.most_common(1)), "")
-        others = sorted(name or "(no service.name)" for name in self._points if name != chosen)
+        # A service that is only in the history is not what the window is about.
+        points = self._recent or self._points
+        chosen = service if service is not None else next((name for name, _ in points.most_common(1)), "")
+        others = sorted(name or "(no service.name)" for name in points if name != chosen)
         if others and service is None:
             notes.append(f"the data hold several services; this is about {chosen!r}, and not about {', '.join(others)}")
         exports = {
@@ -258,6 +293,25 @@ def _row(kind: str, point: dict[str, Any]) -> tuple[list[float] | None, Bounds, 
     if len(buckets) != len(bounds) + 1 or any(b <= a for a, b in pairwise(bounds)):
         return [total, count], (), None
     return [total, *buckets], bounds, None
+
+
+def _cumulative_time(resource: dict[str, Any]) -> float:
+    """Time of a resource's first data point; 0 where it has none or holds increments, of which none may be lost."""
+    time = 0.0
+    for scope in _dicts(resource.get("scopeMetrics")):
+        for metric in _dicts(scope.get("metrics")):
+            for kind in _KINDS:
+                data = metric.get(kind)
+                if not isinstance(data, dict):
+                    continue
+                if data.get("aggregationTemporality") in _DELTA:
+                    return 0.0
+                point = next(_dicts(data.get("dataPoints")), None) if not time else None
+                try:
+                    time = _seconds(point["timeUnixNano"]) if point is not None else time
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    return 0.0
+    return time
 
 
 def _seconds(nanos: Any) -> float:

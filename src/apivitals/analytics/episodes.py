@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from apivitals.analytics.anomalies import Episode, find_episodes
+from apivitals.analytics.anomalies import Episode, find_episodes, prolonged
 from apivitals.analytics.grid import Bools, Floats, Grid
 from apivitals.analytics.incidents import (
     MIN_DROP,
@@ -34,6 +34,8 @@ from apivitals.settings import PerformanceThresholds
 #: From this length of a window on the time of day is felt, and an episode is at most that long.
 _HALF_A_SHIFT = 4 * 3_600.0
 _EPISODE_SECONDS = 2 * 3_600.0
+#: Most failing stretches that are told apart in a window; in a history there may be more before it.
+_MOST_EPISODES = 4
 
 Kind = Literal["latency", "errors", "traffic"]
 
@@ -53,7 +55,8 @@ class RouteEpisode:
     """A stretch of cells in which a route was slower, failed, or was not called.
 
     Attributes:
-        first, last: cells, `last` not included.
+        grid: the cells in which it was found.
+        first, last: cells of it, `last` not included.
         metric: what `value` and its kin are of, a short name.
         value, expected: mean or p95 in ms (latency), share in % (errors), requests per second (traffic).
         requests: how many were made in it; `hit`: how many were slow or failed.
@@ -64,6 +67,7 @@ class RouteEpisode:
     metric: str
     method: str | None
     route: str | None
+    grid: Grid
     first: int
     last: int
     start: datetime
@@ -81,8 +85,15 @@ class RouteEpisode:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def overlaps(self, other: RouteEpisode) -> bool:
-        """Whether the two share a cell."""
-        return self.first < other.last and other.first < self.last
+        """Whether the two share a moment."""
+        return self.start < other.end and other.start < self.end
+
+    def onto(self, grid: Grid) -> RouteEpisode:
+        """The same with the cells of another grid, as far as that reaches; the times stay as they are."""
+        first = int(np.floor((self.start.timestamp() - grid.start) / grid.step + 1e-6))
+        last = int(np.ceil((self.end.timestamp() - grid.start) / grid.step - 1e-6))
+        first = min(max(0, first), grid.size - 1)
+        return replace(self, grid=grid, first=first, last=min(max(first + 1, last), grid.size))
 
     def anomaly(self) -> Anomaly:
         """The same as the record that users get."""
@@ -111,6 +122,7 @@ def find_route_episodes(
     *,
     sensitivity: float = DEFAULT,
     kinds: tuple[Kind, ...] = ("latency", "errors"),
+    since: int = 0,
 ) -> list[RouteEpisode]:
     """Episodes of one route.
 
@@ -121,6 +133,7 @@ def find_route_episodes(
         thresholds: decide how severe an episode is.
         sensitivity: see `apivitals.analytics.sensitivity`.
         kinds: what to look for.
+        since: the first cell of the window that is asked about; what was over by then is left out.
     """
     alpha = alpha_of(sensitivity)
     long = grid.end - grid.start >= DAY
@@ -134,7 +147,8 @@ def find_route_episodes(
         )
         found += [_latency(what, grid, item, thresholds) for item in slow]
     if "errors" in kinds:
-        failing = scan_failures(what.failures, what.cells.counts, alpha=alpha)
+        most = _MOST_EPISODES * (4 if since else 1)
+        failing = scan_failures(what.failures, what.cells.counts, alpha=alpha, most=most)
         found += [_errors(what, grid, stretch, thresholds) for stretch in failing]
     if "traffic" in kinds:
         drops = (
@@ -143,17 +157,39 @@ def find_route_episodes(
             else scan_drop(what.cells.counts, seconds, alpha=alpha, longest=longest)
         )
         found += [_traffic(what, grid, stretch, seconds) for stretch in drops]
-    return sorted(found, key=lambda episode: episode.first)
+    return sorted((item for item in found if _goes_on(what, item, since)), key=lambda episode: episode.first)
+
+
+def _goes_on(what: RouteCells, episode: RouteEpisode, since: int) -> bool:
+    """Whether an episode reaches into the cells from `since` on, and is still one there."""
+    if episode.last <= since:
+        return False
+    if episode.first >= since:
+        return True
+    inside = slice(since, episode.last)
+    counts = float(what.cells.counts[inside].sum())
+    if episode.kind == "traffic":
+        return True
+    if counts <= 0:
+        return False
+    if episode.kind == "errors":
+        now = 100 * float(what.failures[inside].sum()) / counts
+        return now - episode.expected >= 0.5 * (episode.value - episode.expected)
+    slow = episode.slowdown
+    now = float(what.cells.sums[inside].sum()) / counts
+    return slow is not None and now - slow.mean_before >= 0.5 * (slow.mean - slow.mean_before)
 
 
 def _slow_against_history(what: RouteCells, grid: Grid, sensitivity: float) -> list[Slowdown]:
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(what.cells.counts > 0, what.cells.sums / what.cells.counts, np.nan)
-    slow = []
+    slow: list[Slowdown] = []
     for episode in find_episodes(grid.times, means, sensitivity=sensitivity).episodes:
-        stretch = _stretch(episode, grid)
+        stretch = _stretch(episode, grid, means)
         found = slowdown_of(what.cells, stretch, outside=_day_before(stretch, grid))
-        if episode.direction == "up" and found is not None:
+        # One that lasts may be found again later.
+        again = bool(slow) and stretch.first < slow[-1].stretch.last
+        if episode.direction == "up" and found is not None and not again:
             slow.append(found)
     return slow
 
@@ -161,16 +197,19 @@ def _slow_against_history(what: RouteCells, grid: Grid, sensitivity: float) -> l
 def _drops_against_history(what: RouteCells, grid: Grid, seconds: Floats, sensitivity: float) -> list[Stretch]:
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = np.where(seconds >= 0.5 * grid.step, what.cells.counts / seconds, np.nan)
-    return [
-        replace(_stretch(episode, grid), inside=episode.value, outside=episode.expected)
-        for episode in find_episodes(grid.times, rate, sensitivity=sensitivity).episodes
-        if episode.direction == "down" and episode.value <= MIN_DROP * episode.expected
-    ]
+    drops: list[Stretch] = []
+    for episode in find_episodes(grid.times, rate, sensitivity=sensitivity).episodes:
+        stretch = replace(_stretch(episode, grid, rate), inside=episode.value, outside=episode.expected)
+        again = bool(drops) and stretch.first < drops[-1].last
+        if episode.direction == "down" and episode.value <= MIN_DROP * episode.expected and not again:
+            drops.append(stretch)
+    return drops
 
 
-def _stretch(episode: Episode, grid: Grid) -> Stretch:
+def _stretch(episode: Episode, grid: Grid, values: Floats) -> Stretch:
     first = int(np.clip(round((episode.start - grid.start) / grid.step), 0, grid.size - 1))
     last = int(np.clip(round((episode.end - grid.start) / grid.step), first + 1, grid.size))
+    last = prolonged(values, grid.step, episode, first, last)
     return Stretch(first, last, episode.value, episode.expected, 1.0 - episode.confidence)
 
 
@@ -292,6 +331,7 @@ def _episode(
         metric=metric,
         method=what.method,
         route=what.route,
+        grid=grid,
         first=stretch.first,
         last=stretch.last,
         start=at(edges[stretch.first]),

@@ -42,9 +42,10 @@ def told_once(routes: Sequence[RouteEpisode], service: Sequence[RouteEpisode], b
     return kept
 
 
-def episode_finding(telemetry: Telemetry, grid: Grid, episode: RouteEpisode) -> Finding:
+def episode_finding(telemetry: Telemetry, episode: RouteEpisode) -> Finding:
     """One episode as a finding, with its evidence and what to do about it."""
     where = place(episode.method, episode.route) or "The whole service"
+    grid = episode.grid
     title, detail, evidence = _WORDS[episode.kind](telemetry, grid, episode, where)
     moved = co_moving(telemetry, grid, episode) if episode.kind == "latency" else []
     evidence += [item.sentence for item in moved]

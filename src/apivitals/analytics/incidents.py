@@ -163,16 +163,35 @@ def _joined(stretches: list[Stretch]) -> list[Stretch]:
     return out
 
 
-def scan_failures(failures: Floats, counts: Floats, *, alpha: float = ALPHA) -> list[Stretch]:
+def scan_failures(failures: Floats, counts: Floats, *, alpha: float = ALPHA, most: int = 4) -> list[Stretch]:
     """Stretches in which a larger share of requests failed; `inside` and `outside` are shares.
 
     Args:
         failures, counts: whole numbers per cell, shape (n,).
         alpha: family-wise false-alarm rate.
+        most: how many stretches to look for.
     """
     if (counts > 0).sum() < MIN_CELLS:
         return []
-    return _joined(scan_shares(failures, counts, alpha=alpha, min_hits=MIN_FAILURES))
+    joined = _joined(scan_shares(failures, counts, alpha=alpha, min_hits=MIN_FAILURES, most=most))
+    usual = np.ones(len(counts), bool)
+    for stretch in joined:
+        usual[stretch.first : stretch.last] = False
+    outside = _share(failures[usual], counts[usual])
+    # A stretch of two that were found apart has the share of both, and none is usual for the other.
+    return [
+        replace(
+            stretch,
+            inside=_share(failures[stretch.first : stretch.last], counts[stretch.first : stretch.last]),
+            outside=outside,
+        )
+        for stretch in joined
+    ]
+
+
+def _share(part: Floats, whole: Floats) -> float:
+    total = float(whole.sum())
+    return float(part.sum()) / total if total else 0.0
 
 
 def scan_drop(counts: Floats, seconds: Floats, *, alpha: float = ALPHA, longest: int | None = None) -> list[Stretch]:

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from apivitals.analytics.analysis import OnProgress, analyse, route_cells
-from apivitals.analytics.anomalies import find_episodes
+from apivitals.analytics.anomalies import Episode, find_episodes, prolonged
 from apivitals.analytics.changes import find_changes
 from apivitals.analytics.correlations import find_correlations
 from apivitals.analytics.curves import chart
 from apivitals.analytics.episodes import Kind, at, find_route_episodes
 from apivitals.analytics.forecasts import find_forecast
+from apivitals.analytics.grid import Grid
+from apivitals.analytics.history import HISTORY_SECONDS, first_cell, history_grid, merged_anomalies
 from apivitals.analytics.regular import DAY
 from apivitals.analytics.sensitivity import DEFAULT, checked
 from apivitals.analytics.series import Series, build_series, exposure, window_grid
@@ -265,7 +267,7 @@ class PerformanceAnalytics:
         checked(sensitivity)
         on_progress(0, 7, "reading")
         start, end = epoch(start_time), epoch(end_time)
-        telemetry = self._telemetry(seconds, start, end, service)
+        telemetry = self._telemetry(seconds, start, end, service, history=True)
         begin, stop = window_of(telemetry, seconds, start_time, end_time)
         return analyse(
             telemetry,
@@ -302,16 +304,37 @@ class PerformanceAnalytics:
         route: str | None,
         method: str | None,
     ) -> list[Anomaly]:
-        telemetry, series = self._series(metric, time_window, start_time, end_time, route, method)
+        telemetry = self._telemetry(time_window.seconds, epoch(start_time), epoch(end_time), None, history=True)
+        grid = window_grid(telemetry, *window_of(telemetry, time_window.seconds, start_time, end_time))
+        found = self._anomalies_on(telemetry, grid, metric, sensitivity, route, method)
+        past = history_grid(telemetry, grid)
+        if past is None:
+            return found
+        older = self._anomalies_on(telemetry, past, metric, sensitivity, route, method, first_cell(past, grid))
+        told = merged_anomalies(found, older, past.step)
+        # A coarse last cell may reach beyond the data.
+        return [replace(item, end_time=min(item.end_time or item.timestamp, at(telemetry.end))) for item in told]
+
+    def _anomalies_on(
+        self,
+        telemetry: Telemetry,
+        grid: Grid,
+        metric: str,
+        sensitivity: float,
+        route: str | None,
+        method: str | None,
+        since: int = 0,
+    ) -> list[Anomaly]:
+        """Anomalies in the cells of a grid, those that were over before cell `since` left out."""
+        series = build_series(telemetry, metric, grid, route=route, method=method)
         query = resolve_metric(metric, telemetry.metrics())
         short = len(series.times) * series.step < DAY
         if short and query.metric == REQUEST_DURATION.name and query.statistic in _COUNTED:
             kind = _COUNTED[query.statistic]
-            grid = window_grid(telemetry, *window_of(telemetry, time_window.seconds, start_time, end_time))
             thresholds = self.routes.get(route or "", self.thresholds)
             cells = route_cells(telemetry, grid, route, method)
             found = find_route_episodes(
-                cells, grid, exposure(telemetry, grid), thresholds, sensitivity=sensitivity, kinds=(kind,)
+                cells, grid, exposure(telemetry, grid), thresholds, sensitivity=sensitivity, kinds=(kind,), since=since
             )
             return [_as(episode.anomaly(), series, episode.first, episode.last, metric) for episode in found]
         return [
@@ -330,7 +353,8 @@ class PerformanceAnalytics:
                 unit=series.unit,
                 labels=series.labels,
             )
-            for episode in find_episodes(series.times, series.values, sensitivity=sensitivity).episodes
+            for episode in _whole(find_episodes(series.times, series.values, sensitivity=sensitivity).episodes, series)
+            if _reaches(episode, series, since)
         ]
 
     def _series(
@@ -349,15 +373,40 @@ class PerformanceAnalytics:
     def _read(self, window: TimeWindow, start_time: datetime | None, end_time: datetime | None) -> Telemetry:
         return self._telemetry(window.seconds, epoch(start_time), epoch(end_time), None)
 
-    def _telemetry(self, seconds: float, start: float | None, end: float | None, service: str | None) -> Telemetry:
+    def _telemetry(
+        self, seconds: float, start: float | None, end: float | None, service: str | None, *, history: bool = False
+    ) -> Telemetry:
+        last = end if end is not None else _newest(self.source)
         if start is None:
-            last = end if end is not None else _newest(self.source)
             start = last - seconds if last is not None else None
         # An hour more, so that the first totals of the window have something to be differenced from.
-        early = moment_of(start - 3_600.0) if start is not None else None
-        telemetry = read_telemetry(self.source.requests(early, moment_of(end)), service=service, start=start)
+        before = 3_600.0 + (HISTORY_SECONDS if history else 0.0)
+        early = moment_of(start - before) if start is not None else None
+        telemetry = read_telemetry(
+            self.source.requests(early, moment_of(end)), service=service, start=start, end=last if history else None
+        )
         notes = tuple(getattr(self.source, "notes", ()))
         return replace(telemetry, notes=(*notes, *telemetry.notes))
+
+
+def _whole(episodes: Sequence[Episode], series: Series) -> list[Episode]:
+    """Episodes up to where they really end; one that lasts may have been found again later."""
+    out: list[Episode] = []
+    for episode in episodes:
+        if out and episode.start < out[-1].end:
+            continue
+        first, last = (round((moment - series.times[0]) / series.step) for moment in (episode.start, episode.end))
+        last = prolonged(series.values, series.step, episode, first, last)
+        out.append(replace(episode, end=max(episode.end, float(series.times[0] + last * series.step))))
+    return out
+
+
+def _reaches(episode: Episode, series: Series, since: int) -> bool:
+    """Whether an episode is still half as large as at its peak in a cell from `since` on."""
+    times = series.times[since:]
+    inside = series.values[since:][(times > episode.start - 0.5 * series.step) & (times < episode.end)]
+    off = (inside - episode.expected) / (episode.value - episode.expected or 1.0)
+    return bool((off[np.isfinite(off)] >= 0.5).any())
 
 
 def _as(anomaly: Anomaly, series: Series, first: int, last: int, metric: str) -> Anomaly:

@@ -53,6 +53,7 @@ def scan_shares(
     min_hits: int = 5,
     searches: int = 1,
     longest: int | None = None,
+    most: int = _MOST_EPISODES,
 ) -> list[Stretch]:
     """Stretches in which a share (failed ÷ all, slow ÷ all) is higher than elsewhere.
 
@@ -67,6 +68,7 @@ def scan_shares(
         min_hits: fewest events that a stretch may rest on.
         searches: how many such searches the caller makes and picks the best of.
         longest: most cells that a stretch may have; None: half of all.
+        most: how many stretches to look for.
 
     Returns:
         Stretches in time order; `inside` and `outside` are shares.
@@ -84,7 +86,7 @@ def scan_shares(
             and found.inside >= min_ratio * found.outside
         )
 
-    return _repeat(search, large, totals > 0, alpha)
+    return _repeat(search, large, totals > 0, alpha, most)
 
 
 def scan_levels(
@@ -125,17 +127,17 @@ def scan_levels(
         difference = abs(found.inside - found.outside)
         return bool(difference >= min_difference and difference >= min_deviations * scatter)
 
-    return _repeat(search, large, weight > 0, alpha)
+    return _repeat(search, large, weight > 0, alpha, _MOST_EPISODES)
 
 
 def _repeat(
-    search: Callable[[Bools], Stretch | None], large: Callable[[Stretch], bool], usable: Bools, alpha: float
+    search: Callable[[Bools], Stretch | None], large: Callable[[Stretch], bool], usable: Bools, alpha: float, most: int
 ) -> list[Stretch]:
     """Take the best stretch out and search again, until nothing is left that counts."""
     open_cells = usable.copy()
     half = usable.sum() / 2
     found: list[Stretch] = []
-    for _ in range(_MOST_EPISODES):
+    for _ in range(most):
         if open_cells.sum() < max(MIN_CELLS - 2, half):
             break
         best = search(open_cells)

@@ -116,6 +116,7 @@ def read_telemetry(
     *,
     service: str | None = None,
     start: float | None = None,
+    end: float | None = None,
 ) -> Telemetry:
     """Decode export requests and turn running totals into increments.
 
@@ -124,10 +125,12 @@ def read_telemetry(
         service: `service.name` to keep; None keeps the one with the most points and notes the others.
         start: where the window that interests begins (seconds since the epoch): a process that started later
             counts from zero. None: at the first data point.
+        end: where it ends. With both given, what lies more than an hour before `start` is history: it is thinned
+            out to what a grid can show, and does not decide which service is kept.
     """
     from apivitals.analytics.decoding import Decoder
 
-    decoder = Decoder()
+    decoder = Decoder((start, end) if start is not None and end is not None else None)
     for request in requests:
         decoder.add(request)
     return decoder.telemetry(service=service, start=start)

@@ -320,3 +320,19 @@ def test_levels_of_gauges() -> None:
     assert scan_levels(values, both=False) == []
     assert scan_levels(np.full(40, 2.0)) == []
     assert scan_shares(np.zeros(5), np.ones(5)) == []
+
+
+def test_a_burst_that_begins_faintly_has_the_share_of_all_of_it() -> None:
+    counts = np.full(24, 50.0)
+    failures = np.full(24, 0.0)
+    failures[[3, 17]] = 1.0
+    # The burst begins at the end of cell 8, so that cell alone looks faint, and may be found apart from the rest.
+    failures[8], failures[9:14] = 6.0, 31.0
+    (burst,) = scan_failures(failures, counts)
+    assert burst.last == 14
+    inside = slice(burst.first, burst.last)
+    assert burst.inside == pytest.approx(failures[inside].sum() / counts[inside].sum())
+    assert burst.inside > 0.5
+    assert burst.outside == pytest.approx(
+        np.delete(failures, np.r_[inside]).sum() / (50 * (24 - len(failures[inside])))
+    )
