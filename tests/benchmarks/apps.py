@@ -63,13 +63,15 @@ def _raising() -> FastAPI:
     return app
 
 
-_ITEM_PATHS = [f"/items/{number}" for number in range(500)]
+# As long as each other, so that any stretch of them costs the same.
+_NUMBERS = range(100, 600)
+_ITEM_PATHS = [f"/items/{number}" for number in _NUMBERS]
 _MANY_NAMES = [f"part{number}" for number in range(MANY)]
 
 APPLICATIONS = {
     "items": Application(lambda: _items_behind("users", "orders", "carts", "payments", "reports"), _ITEM_PATHS),
     "behind-routes": Application(lambda: _items_behind(*(f"route{number}" for number in range(AHEAD))), _ITEM_PATHS),
     "alone": Application(_items_behind, _ITEM_PATHS),
-    "raising": Application(_raising, [f"/orders/{number}" for number in range(500)], 500),
+    "raising": Application(_raising, [f"/orders/{number}" for number in _NUMBERS], 500),
     "many-routes": Application(lambda: _items_behind(*_MANY_NAMES), [f"/{name}/1" for name in _MANY_NAMES]),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from threading import Event, Thread
 
 from tests.benchmarks import callgrind
@@ -40,31 +41,36 @@ def cpu(task: Task) -> Gathered:
 
 
 def instructions(task: Task) -> Gathered:
-    """Instructions per request in process. Load does not change them, so two are counted at a time."""
+    """Instructions per request in process; each round has another seed of string hashes.
+
+    Load does not change them, so two are counted at a time.
+    """
     problem = callgrind.missing()
     if problem:
         raise BenchError(problem)
     record = Record(task, "instructions")
 
-    def count(measured: Subject) -> None:
+    def count(measured: Subject, seed: int) -> None:
         task.say(f"instructions: {measured.key}")
         requests, repeats = _counted(measured)
         try:
-            counted = callgrind.count_instructions(task.place, measured, task.scaled(requests), repeats)
+            counted = callgrind.count_instructions(task.place, measured, task.scaled(requests), repeats, seed)
             record.add("instructions", measured, counted)
         except BenchError as error:
             record.leave_out(measured, error)
 
-    for _ in range(task.rounds):
+    for number in range(task.rounds):
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(count, record.left()))
+            list(pool.map(partial(count, seed=number), record.left()))
     return record.gathered()
 
 
 def _counted(measured: Subject) -> tuple[int, int]:
-    """Requests whose instructions are counted, and how often; a batch of the exporter, so that its sending counts."""
+    """Requests in a count, and counts: with an exporter a batch of it, so that its sending is in every count."""
     if measured.application == "raising":
         return 32, 2
+    if measured.application == "behind-routes":
+        return 64, 3
     return (_BATCH, 1) if SINK in "".join(measured.configuration.environ.values()) else (128, 3)
 
 

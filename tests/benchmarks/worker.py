@@ -39,7 +39,8 @@ class Work:
 
     def serve(self, requests: int) -> float:
         """Processor seconds of this whole process for that many requests, their spans sent."""
-        gc.collect()
+        if gc.isenabled():
+            gc.collect()
         started = time.process_time()
         self._loop.run_until_complete(self._driver.serve(requests))
         # Spans that wait in a queue are part of the cost of the requests that made them.
@@ -47,9 +48,10 @@ class Work:
         return time.process_time() - started
 
     def freeze(self) -> None:
-        """Keep what there is now out of garbage collection, so that counts do not depend on when it runs."""
+        """Collect garbage now and not again: when it would run depends on everything that ran before."""
         gc.collect()
         gc.freeze()
+        gc.disable()
 
     def memory(self) -> float:
         """Resident memory in bytes, after a garbage collection."""

@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
     (folder / "prometheus.yml").write_text(
         json.dumps(
             {
-                "global": {"scrape_interval": "250ms", "scrape_timeout": "200ms"},
+                "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
                 "scrape_configs": [
                     {"job_name": "service", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]},
                 ],
@@ -91,10 +92,25 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
         )
     try:
         wait_for_port(port, process, log)
+        await_ready(f"http://127.0.0.1:{port}/-/ready", log)
         yield f"http://127.0.0.1:{port}/api/v1"
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def await_ready(url: str, log: Path) -> None:
+    """It listens before it answers."""
+    deadline = monotonic() + 30
+    while True:
+        try:
+            fetch(url)
+        except urllib.error.HTTPError as error:
+            error.close()
+            assert monotonic() < deadline, log.read_text()
+            sleep(0.05)
+        else:
+            return
 
 
 def ask(api: str, path: str, **parameters: object) -> Any:
@@ -113,7 +129,7 @@ def test_a_real_prometheus_has_the_series_and_the_exemplars(tmp_path: Path) -> N
         shown = fetch(f"http://127.0.0.1:{service.metrics_port}/metrics", Accept=ACCEPT)[1].decode()
         with prometheus(tmp_path, service.metrics_port) as api:
             query = 'http_server_request_duration_seconds_bucket{http_route="/items/{item}"}'
-            deadline = monotonic() + 10
+            deadline = monotonic() + 30
             while not (found := ask(api, "query_exemplars", query=query, start=time() - 600, end=time() + 60)):
                 assert monotonic() < deadline, (tmp_path / "prometheus.log").read_text()
                 sleep(0.05)
