@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from apivitals.monitor.monitor import PerformanceMonitor as PerformanceMonitor
     from apivitals.settings import PerformanceThresholds as PerformanceThresholds
     from apivitals.settings import Settings as Settings
+    from apivitals.telemetry.instrumentor import ApiVitalsInstrumentor as ApiVitalsInstrumentor
     from apivitals.telemetry.setup import configure as configure
     from apivitals.telemetry.setup import instrument as instrument
     from apivitals.telemetry.setup import instrument_everything as instrument_everything
@@ -63,6 +64,7 @@ _HOME = {
     **dict.fromkeys(("PerformanceMiddleware", "monitor_endpoint"), "apivitals.monitor.middleware"),
     "PerformanceMonitor": "apivitals.monitor.monitor",
     **dict.fromkeys(("PerformanceThresholds", "Settings"), "apivitals.settings"),
+    "ApiVitalsInstrumentor": "apivitals.telemetry.instrumentor",
     **dict.fromkeys(
         ("configure", "instrument", "instrument_everything", "render_metrics", "shutdown"), "apivitals.telemetry.setup"
     ),

@@ -111,6 +111,8 @@ class FastAPIHook:
         if known is None or known.version is not self._version:
             known = self._known(app)
         if not known.covered:
+            if known.silenced and scope["type"] != "lifespan":
+                scope[NATIVE_KEY] = None
             return original(app, scope, receive, send)
         if scope["type"] == "lifespan":
             return original(app, scope, receive, self._around_lifespan(send))
@@ -129,9 +131,9 @@ class FastAPIHook:
             excluded = self._excluded
             if options is not None and options.excluded_urls is not None:
                 excluded = _exclusions(options.excluded_urls)
-            known = _Known(self._version, True, self._prepared(app, options), excluded)
+            known = _Known(self._version, True, False, self._prepared(app, options), excluded)
         else:
-            known = _Known(self._version, False, None, None)
+            known = _Known(self._version, False, app in self._left_out, None, None)
         app.__dict__[_APP_KEY] = known
         return known
 
@@ -173,12 +175,14 @@ class _Known:
     Attributes:
         version: of the hook when this was looked up.
         covered: the application is instrumented.
+        silenced: it was, and FastAPI's own telemetry must not take over.
         instrumentation: None where it could not be.
         excluded: URLs that are not measured.
     """
 
     version: object
     covered: bool
+    silenced: bool
     instrumentation: ServerInstrumentation | None
     excluded: ExcludeList | None
 

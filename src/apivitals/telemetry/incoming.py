@@ -81,34 +81,41 @@ NOTHING = Incoming()
 
 
 class IncomingReader:
-    """Reads the headers of requests with the propagators that are set at the time."""
+    """Reads the headers of requests with the propagators that are set at the time.
+
+    Attributes:
+        textmap: the propagator that the following was found out about.
+        reads_nothing: it has no use for any header.
+        stock: it has none but for `traceparent`, `tracestate` and `baggage`.
+    """
 
     def __init__(self) -> None:
-        self._textmap: TextMapPropagator | None = None
-        self._reads_nothing = False
-        self._stock = False
+        self.textmap: TextMapPropagator | None = None
+        self.reads_nothing = False
+        self.stock = False
 
-    def read(self, raw: RawHeaders, headers: Mapping[bytes, bytes], current: Context) -> Incoming:
+    def read(self, raw: RawHeaders, headers: Mapping[bytes, bytes], repeated: bool, current: Context) -> Incoming:
         """What a request brings; without a parent in its headers, the span that is current is its parent.
 
         Args:
-            raw: the headers in order.
-            headers: the same by name.
+            raw: all headers in order.
+            headers: those of the stock propagators, by name.
+            repeated: a header is there more than once.
             current: the context in which the request is served: not empty for one that is made inside another.
         """
         textmap = propagate.get_global_textmap()
-        if textmap is not self._textmap:
-            self._reads_nothing = type(textmap) is NoPropagator
-            self._stock = _is_stock(textmap)
-            self._textmap = textmap
-        if self._reads_nothing:
+        if textmap is not self.textmap:
+            self.reads_nothing = type(textmap) is NoPropagator
+            self.stock = _is_stock(textmap)
+            self.textmap = textmap
+        if self.reads_nothing:
             return _local(current) if current else NOTHING
-        if self._stock:
+        if self.stock:
             traceparent = headers.get(b"traceparent")
             if traceparent is None:
                 if b"baggage" not in headers:
                     return _local(current) if current else NOTHING
-            elif b"tracestate" not in headers and b"baggage" not in headers and len(headers) == len(raw):
+            elif b"tracestate" not in headers and b"baggage" not in headers and not repeated:
                 plain = _plain_traceparent(traceparent)
                 if plain is not None:
                     trace_id, span_id, flags = plain.groups()

@@ -30,10 +30,13 @@ class Listeners:
 
     Attributes:
         starting: somebody wants to hear of spans that start.
+        ending: somebody wants to hear of spans that end.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._multi = provider._active_span_processor
+        self._synchronous = type(self._multi) is SynchronousMultiSpanProcessor
+        self._alone: tuple[SpanProcessor, ...] = (self._multi,)
         self._known: tuple[SpanProcessor, ...] | None = None
         self._starts: list[Callable[..., Any]] = []
         self._endings: list[Callable[[Any], Any]] = []
@@ -41,16 +44,22 @@ class Listeners:
         self._ends: list[Callable[[Any], Any]] = []
         self._complained: set[Any] = set()
         self.starting = False
+        self.ending = False
         self.refresh()
 
+    def outdated(self) -> bool:
+        """Whether processors were added since the last look."""
+        return self._seen() is not self._known
+
     def refresh(self) -> None:
-        """Notice processors that were added since the last time; a look at one attribute when none was."""
-        multi = self._multi
+        """Look at the processors again."""
+        seen = self._seen()
+        self._sort(seen)
+        self._known = seen
+
+    def _seen(self) -> tuple[SpanProcessor, ...]:
         # The concurrent one calls its processors in threads, which is its own business.
-        known = multi._span_processors if type(multi) is SynchronousMultiSpanProcessor else (multi,)
-        if known is not self._known and known != self._known:
-            self._sort(known)
-        self._known = known
+        return self._multi._span_processors if self._synchronous else self._alone
 
     def _sort(self, processors: tuple[SpanProcessor, ...]) -> None:
         starts: list[Callable[..., Any]] = []
@@ -73,6 +82,7 @@ class Listeners:
                 ends.append(processor.on_end)
         self._starts, self._endings, self._pushes, self._ends = starts, endings, pushes, ends
         self.starting = bool(starts)
+        self.ending = bool(endings or pushes or ends)
 
     def start(self, span: ServerSpan, parent: Context) -> None:
         """A span that is recording has started."""

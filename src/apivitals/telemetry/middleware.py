@@ -29,7 +29,7 @@ from apivitals import tally
 from apivitals.classify import FAILURES, ErrorClass, error_class
 from apivitals.settings import Settings
 from apivitals.telemetry.aggregate import ServerAggregator
-from apivitals.telemetry.background import RequestTally, watch_background_tasks
+from apivitals.telemetry.background import watch_background_tasks
 from apivitals.telemetry.extras import Extras, ExtrasRequest
 from apivitals.telemetry.incoming import HEADERS, NOTHING, Incoming, IncomingReader
 from apivitals.telemetry.instrumentations import NATIVE_KEY
@@ -52,6 +52,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _RANDOM = 2
+_HEADERS_READ = frozenset({b"host", b"user-agent", b"content-length", b"traceparent", b"tracestate", b"baggage"})
 #: What `http.request.method` may be, unless OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS says otherwise.
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
 #: A body is smaller than this; a longer content-length is not one.
@@ -143,7 +144,7 @@ class TelemetryMiddleware:
         else:
             context = Context({**current, _SPAN_KEY: span} if current else {_SPAN_KEY: span})
         token = variable.set(context)
-        opened = tally._current.set(request.tally)
+        opened = tally._current.set(request)
         try:
             await call(app, scope, request.receive, request.send)
         except BaseException as error:
@@ -164,12 +165,17 @@ class TelemetryMiddleware:
         raw = scope["headers"]
         if type(raw) is not list:
             raw = scope["headers"] = list(raw)
-        headers = dict(raw)
-        if len(headers) != len(raw):
-            # Of a header that is repeated the first counts.
-            headers = dict(reversed(raw))
+        headers: dict[bytes, bytes] = {}
+        repeated = False
+        for name, value in raw:
+            if name in _HEADERS_READ:
+                if name in headers:
+                    # The first counts.
+                    repeated = True
+                else:
+                    headers[name] = value
         try:
-            incoming = self._incoming.read(raw, headers, current)
+            incoming = self._incoming.read(raw, headers, repeated, current)
         except Exception:  # noqa: BLE001 - a propagator is anybody's code
             self._complain("reading the headers with a propagator")
             incoming = NOTHING
@@ -189,7 +195,6 @@ class TelemetryMiddleware:
         method = original if original in self._methods else "_OTHER"
         client = scope.get("client")
         peer = self._peers.of(scope, headers)
-        done = RequestTally()
         span = ServerSpan(
             self.origin,
             incoming,
@@ -203,23 +208,25 @@ class TelemetryMiddleware:
             client[1] if client else 0,
             peer,
             start_ns,
-            done,
         )
         if self._asks:
             self._ask_sampler(span, current)
         if span.recording:
             listeners = self._listeners
-            listeners.refresh()
+            if listeners.outdated():
+                listeners.refresh()
             if listeners.starting:
                 listeners.start(span, incoming.context(current))
         length = headers.get(b"content-length")
         size = int(length) if length is not None and length.isdigit() and len(length) <= _LENGTH_DIGITS else -1
-        active = self.aggregator.active(method, peer.scheme)
+        active = peer.active.get(method)
+        if active is None:
+            active = peer.active[method] = self.aggregator.active(method, peer.scheme)
         kind: type[Request] = Request
         if self.extras is not None:
             kind = ExtrasRequest
             self.extras.begin(span, scope)
-        request = done.request = kind(self, app, scope, receive, send, span, done, active, size, start)
+        request = kind(self, app, scope, receive, send, span, active, size, start)
         self.aggregator.enter(active)
         return request
 
@@ -292,16 +299,18 @@ class TelemetryMiddleware:
             request.request_bytes,
             # The server keeps the body of the answer to a HEAD to itself.
             0 if method == "HEAD" and request.sent_bytes > 0 else request.sent_bytes,
-            span.tally,
+            request,
             (end_ns, span.trace_id, span.span_id) if flags & 1 else None,
             request.active,
             ended in FAILURES,
         )
         if span.recording:
-            if isinstance(error, Exception):
+            if error is not None and isinstance(error, Exception):
                 span.record_exception(error, timestamp=end_ns)
-            span.finish(end_ns)
-            self._listeners.end(span)
+            span.finish(end_ns, request)
+            listeners = self._listeners
+            if listeners.ending:
+                listeners.end(span)
         else:
             span.end_ns = end_ns
 

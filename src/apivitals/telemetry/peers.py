@@ -13,7 +13,8 @@ _KEPT = 1024
 #: Host and agent of a peer that is kept. Clients choose them, and can make them as long as the server allows.
 _KEPT_LENGTH = 512
 
-_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s\[\]:/?#@]+)(?::(\d{0,5}))?")
+# RFC 3986, section 3.2, without the user information, which is not for a Host header.
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]+)(?::(\d{0,5}))?", re.ASCII)
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -23,9 +24,10 @@ class Peer:
     Attributes:
         attributes: of the spans.
         scheme, version: of URL and protocol, which are attributes of the shape of a request.
+        active: by method, the number of requests being served that the peer's are counted in.
     """
 
-    __slots__ = ("attributes", "encoded", "scheme", "version")
+    __slots__ = ("active", "attributes", "encoded", "scheme", "version")
 
     def __init__(
         self, host: str | None, port: int | None, agent: str | None, client: str | None, scheme: str, version: str
@@ -43,6 +45,7 @@ class Peer:
         self.encoded: bytes | None = None
         self.scheme = scheme
         self.version = version
+        self.active: dict[str, list[int]] = {}
 
 
 #: For spans that bring all of their attributes themselves.

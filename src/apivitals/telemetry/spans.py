@@ -54,6 +54,9 @@ _SDK_FIELDS = {
     "_status": "status",
 }
 
+#: The tally of a request that did nothing that is counted.
+_NOTHING_DONE = Tally()
+
 _making = Lock()
 
 
@@ -124,7 +127,6 @@ class ServerSpan(ReadableSpan, Span):
         client_port: of the socket, 0 where it is not known.
         peer: what the client's requests have in common.
         start_ns: nanoseconds since the epoch.
-        tally: counts what the request does.
     """
 
     # The base classes of the SDK and the API have no slots, so these only keep the common fields out of a dict.
@@ -168,7 +170,6 @@ class ServerSpan(ReadableSpan, Span):
         client_port: int,
         peer: Peer,
         start_ns: int,
-        tally: Tally,
     ) -> None:
         self.origin = origin
         self.incoming = incoming
@@ -185,7 +186,7 @@ class ServerSpan(ReadableSpan, Span):
         self.client_port = client_port
         self.peer = peer
         self.start_ns = start_ns
-        self.tally = tally
+        self.tally = _NOTHING_DONE
         self.end_ns = 0
         self.shape: Shape | BareShape | None = None
         self.seconds = 0.0
@@ -267,9 +268,17 @@ class ServerSpan(ReadableSpan, Span):
     def end(self, end_time: int | None = None) -> None:
         """Nothing: the request ends its span."""
 
-    def finish(self, end_ns: int) -> None:
-        """End the span: from now on it is what it is."""
+    def finish(self, end_ns: int, done: Tally) -> None:
+        """End the span: from now on it is what it is.
+
+        Args:
+            end_ns: nanoseconds since the epoch.
+            done: what the request did so far.
+        """
         self.end_ns = end_ns
+        if done.queries or done.cache_hits or done.cache_misses or done.outbound_calls:
+            # A copy, because the tally goes on counting, and leads back to the request.
+            self.tally = _copied(done)
         if self._behind is not None:
             self._behind.end(end_ns)
         if self.origin.tight:
@@ -490,6 +499,13 @@ def tally_attributes(done: Tally) -> list[tuple[str, int | float]]:
     if done.outbound_calls:
         pairs += [(semconv.OUTBOUND_CALLS, done.outbound_calls), (semconv.OUTBOUND_SECONDS, done.outbound_seconds)]
     return pairs
+
+
+def _copied(done: Tally) -> Tally:
+    copy = Tally()
+    for field in Tally.__slots__:
+        setattr(copy, field, getattr(done, field))
+    return copy
 
 
 def _encodable(text: str) -> str:
