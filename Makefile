@@ -52,7 +52,7 @@ format: $(VENV)/.stamp ## Format the code and fix what lint can fix
 	@$(BIN)/ruff format --quiet $(CODE)
 
 clean: ## Remove environments, caches, demo-out and dist
-	@rm -rf $(VENV) $(TOOLS) .venv-matrix demo-out dist build
+	@rm -rf $(VENV) $(TOOLS) .venv-matrix .venv-bench demo-out dist build
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 

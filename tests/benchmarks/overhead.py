@@ -65,7 +65,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mode", choices=MODES, help="server instrumentation of apivitals; its best by default")
     add("--results", type=Path, metavar="FILE", help="read results from it, replace what is measured now, write it")
     add("--write-docs", action="store_true", help="write the tables into docs/performance.md")
-    add("--gate", type=Path, metavar="FILE", help=f"count instructions; fail where one is {TOLERANCE:.0%} above FILE's")
+    add(
+        "--gate", type=Path, metavar="FILE", help=f"count instructions; fail where one is {TOLERANCE:.0%}% above FILE's"
+    )
     add("--write-baseline", type=Path, metavar="FILE", help="count instructions and keep them in FILE")
     options = parser.parse_args(given)
     unknown = sorted({*options.only} - {*MEASURES})

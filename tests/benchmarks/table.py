@@ -30,7 +30,7 @@ DETAILS = (
     ("resident", "resident memory at the end", 1e-6, " MB", ".1f"),
 )
 
-VERDICTS = {"aim": "met, aim too", "must": "met", "missed": "**missed**"}
+VERDICTS = {"aim": "met, aim too", "must": "met", "missed": "**missed**", "noise": "lost in noise"}
 NOT_MEASURED = "not measured"
 #: Between these lines of a page the script writes, and nowhere else.
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"

@@ -150,7 +150,7 @@ class ServerAggregator:
         self._bounds = settings.duration_bounds(semconv.DURATION_BOUNDS)
         self._shapes: dict[Key, Shape] = {}
         self._routes: dict[tuple[str, str | None], Route] = {}
-        self._active: dict[tuple[str, str], list[int]] = {}
+        self._active: dict[tuple[str, str], set[int]] = {}
         self._overflow: Shape | None = None
         self._start_ns = time_ns()
         self._rates = RateWindow(settings.class_window_seconds)
@@ -170,24 +170,14 @@ class ServerAggregator:
         found = self._shapes.get(key)
         return found if found is not None else self._new_shape(key)
 
-    def active(self, method: str, scheme: str) -> list[int]:
-        """The number of requests being served, in a list of one that is added to under the lock."""
+    def active(self, method: str, scheme: str) -> set[int]:
+        """The ids of the spans of requests that are being served; a set, which is added to without a lock."""
         key = (method, scheme)
         found = self._active.get(key)
         if found is None:
             with self.lock:
-                found = self._active.setdefault(key, [0])
+                found = self._active.setdefault(key, set())
         return found
-
-    def enter(self, active: list[int]) -> None:
-        """A request begins to be served."""
-        with self.lock:
-            active[0] += 1
-
-    def leave(self, active: list[int]) -> None:
-        """A request is served that is not recorded."""
-        with self.lock:
-            active[0] -= 1
 
     def record(
         self,
@@ -199,10 +189,9 @@ class ServerAggregator:
         response_bytes: int,
         done: Tally,
         exemplar: tuple[int, int, int] | None,
-        active: list[int],
         failed: bool,
     ) -> None:
-        """Count one finished request, which is not active any more.
+        """Count one finished request.
 
         Args:
             shape: what it was.
@@ -212,12 +201,10 @@ class ServerAggregator:
             request_bytes, response_bytes: body sizes, negative where they are not known.
             done: what it did.
             exemplar: end in nanoseconds since the epoch, trace id and span id of a sampled request.
-            active: the number that it was counted in while it was served.
             failed: it counts against the error rate.
         """
         route = shape.route
         with self.lock:
-            active[0] -= 1
             route.rate.add(failed)
             place = shape.duration.add(seconds)
             if exemplar is not None:
@@ -274,8 +261,8 @@ class ServerAggregator:
                 for instrument, point in _route_points(route):
                     points.setdefault(instrument, []).append(point)
         active = [
-            MeasuredPoint(((semconv.HTTP_METHOD, method), (semconv.URL_SCHEME, scheme)), self._start_ns, number[0])
-            for (method, scheme), number in list(self._active.items())
+            MeasuredPoint(((semconv.HTTP_METHOD, method), (semconv.URL_SCHEME, scheme)), self._start_ns, len(spans))
+            for (method, scheme), spans in list(self._active.items())
         ]
         if active:
             points[semconv.ACTIVE_REQUESTS] = active

@@ -29,15 +29,18 @@ class Listeners:
     spans have their classes already, so a `ClassifyingProcessor` is passed by.
 
     Attributes:
+        multi: holds the provider's processors.
+        known: its processors when they were looked at last. They are a tuple that is replaced when one is added, so
+            `multi._span_processors is known` says that none was.
         starting: somebody wants to hear of spans that start.
         ending: somebody wants to hear of spans that end.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
-        self._multi = provider._active_span_processor
-        self._synchronous = type(self._multi) is SynchronousMultiSpanProcessor
-        self._alone: tuple[SpanProcessor, ...] = (self._multi,)
-        self._known: tuple[SpanProcessor, ...] | None = None
+        multi: Any = provider._active_span_processor
+        # Whatever is not the stock one calls its processors in a way of its own.
+        self.multi = multi if type(multi) is SynchronousMultiSpanProcessor else _Alone(multi)
+        self.known: tuple[SpanProcessor, ...] = ()
         self._starts: list[Callable[..., Any]] = []
         self._endings: list[Callable[[Any], Any]] = []
         self._pushes: list[Callable[[ServerSpan], Any]] = []
@@ -47,19 +50,11 @@ class Listeners:
         self.ending = False
         self.refresh()
 
-    def outdated(self) -> bool:
-        """Whether processors were added since the last look."""
-        return self._seen() is not self._known
-
     def refresh(self) -> None:
         """Look at the processors again."""
-        seen = self._seen()
-        self._sort(seen)
-        self._known = seen
-
-    def _seen(self) -> tuple[SpanProcessor, ...]:
-        # The concurrent one calls its processors in threads, which is its own business.
-        return self._multi._span_processors if self._synchronous else self._alone
+        known = self.multi._span_processors
+        self._sort(known)
+        self.known = known
 
     def _sort(self, processors: tuple[SpanProcessor, ...]) -> None:
         starts: list[Callable[..., Any]] = []
@@ -115,3 +110,10 @@ class Listeners:
         if called not in self._complained:
             self._complained.add(called)
             logger.warning("the span processor's %r failed; said once", called, exc_info=True)
+
+
+class _Alone:
+    """A processor in the form of one that holds others."""
+
+    def __init__(self, processor: SpanProcessor) -> None:
+        self._span_processors = (processor,)

@@ -213,7 +213,7 @@ class TelemetryMiddleware:
             self._ask_sampler(span, current)
         if span.recording:
             listeners = self._listeners
-            if listeners.outdated():
+            if listeners.multi._span_processors is not listeners.known:
                 listeners.refresh()
             if listeners.starting:
                 listeners.start(span, incoming.context(current))
@@ -227,7 +227,7 @@ class TelemetryMiddleware:
             kind = ExtrasRequest
             self.extras.begin(span, scope)
         request = kind(self, app, scope, receive, send, span, active, size, start)
-        self.aggregator.enter(active)
+        active.add(span_id)
         return request
 
     def _custom_ids(self, incoming: Incoming) -> tuple[int, int]:
@@ -261,12 +261,11 @@ class TelemetryMiddleware:
 
     def finish(self, request: Request) -> None:
         """Record a request that has ended; raises nothing."""
+        request.active.discard(request.span.span_id)
         try:
             self._record(request)
         except Exception:  # noqa: BLE001 - telemetry raises nothing into the application
             self._complain("recording a request")
-            if request.counted:
-                self.aggregator.leave(request.active)
 
     def _record(self, request: Request) -> None:
         span = request.span
@@ -290,7 +289,6 @@ class TelemetryMiddleware:
         span.shape = shape
         end_ns = span.start_ns + int(seconds * 1e9)
         flags = span.flags
-        request.counted = False
         self.aggregator.record(
             shape,
             seconds,
@@ -301,7 +299,6 @@ class TelemetryMiddleware:
             0 if method == "HEAD" and request.sent_bytes > 0 else request.sent_bytes,
             request,
             (end_ns, span.trace_id, span.span_id) if flags & 1 else None,
-            request.active,
             ended in FAILURES,
         )
         if span.recording:

@@ -24,7 +24,7 @@ class Peer:
     Attributes:
         attributes: of the spans.
         scheme, version: of URL and protocol, which are attributes of the shape of a request.
-        active: by method, the number of requests being served that the peer's are counted in.
+        active: by method, where the requests are counted that are being served.
     """
 
     __slots__ = ("active", "attributes", "encoded", "scheme", "version")
@@ -45,7 +45,7 @@ class Peer:
         self.encoded: bytes | None = None
         self.scheme = scheme
         self.version = version
-        self.active: dict[str, list[int]] = {}
+        self.active: dict[str, set[int]] = {}
 
 
 #: For spans that bring all of their attributes themselves.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Meter, UpDownCounter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from apivitals import semconv
@@ -23,7 +23,6 @@ class InstrumentRecorder(ServerAggregator):
     def __init__(self, settings: Settings, meter: Meter) -> None:
         super().__init__(settings)
         bounds = settings.duration_bounds(semconv.DURATION_BOUNDS)
-        self._by_place: dict[int, dict[str, str]] = {}
         active = semconv.ACTIVE_REQUESTS
         self._active_counter = meter.create_up_down_counter(active.name, active.unit, active.description)
         errors = semconv.ERRORS
@@ -46,19 +45,14 @@ class InstrumentRecorder(ServerAggregator):
             )
         }
 
-    def active(self, method: str, scheme: str) -> list[int]:
-        """As the aggregator has it; the list stands for its attributes."""
-        found = super().active(method, scheme)
-        self._by_place[id(found)] = {semconv.HTTP_METHOD: method, semconv.URL_SCHEME: scheme}
+    def active(self, method: str, scheme: str) -> set[int]:
+        """As the aggregator has it; what is added is counted."""
+        key = (method, scheme)
+        found = self._active.get(key)
+        if found is None:
+            counted = _Counted(self._active_counter, {semconv.HTTP_METHOD: method, semconv.URL_SCHEME: scheme})
+            found = self._active.setdefault(key, counted)
         return found
-
-    def enter(self, active: list[int]) -> None:
-        """A request begins to be served."""
-        self._active_counter.add(1, self._by_place[id(active)])
-
-    def leave(self, active: list[int]) -> None:
-        """A request is served that is not recorded."""
-        self._active_counter.add(-1, self._by_place[id(active)])
 
     def record(
         self,
@@ -70,11 +64,9 @@ class InstrumentRecorder(ServerAggregator):
         response_bytes: int,
         done: Tally,
         exemplar: tuple[int, int, int] | None,
-        active: list[int],
         failed: bool,
     ) -> None:
-        """Record one finished request, which is not active any more; arguments as the aggregator has them."""
-        self.leave(active)
+        """Record one finished request; arguments as the aggregator has them."""
         with self.lock:
             shape.route.rate.add(failed)
         attributes: dict[str, Any] = dict(shape.attributes)
@@ -101,6 +93,21 @@ class InstrumentRecorder(ServerAggregator):
     def collect(self) -> list[Measured]:
         """Nothing: the meter provider has its own readers."""
         return []
+
+
+class _Counted(set[int]):
+    """A set that counts its members in an up-down counter."""
+
+    def __init__(self, counter: UpDownCounter, attributes: dict[str, str]) -> None:
+        super().__init__()
+        self._counter = counter
+        self._attributes = attributes
+
+    def add(self, element: int) -> None:
+        self._counter.add(1, self._attributes)
+
+    def discard(self, element: int) -> None:
+        self._counter.add(-1, self._attributes)
 
 
 def _span_context(exemplar: tuple[int, int, int] | None) -> Context:

@@ -33,7 +33,7 @@ class Request(Tally):
         complete: the last byte was sent to a client that was there.
         disconnected: the client left.
         background: a background task has begun.
-        counted: the request is among the active ones.
+        active: the ids of the spans of requests that are being served.
     """
 
     __slots__ = (
@@ -47,7 +47,6 @@ class Request(Tally):
         "app",
         "background",
         "complete",
-        "counted",
         "disconnected",
         "error",
         "finished",
@@ -68,7 +67,7 @@ class Request(Tally):
         receive: Receive,
         send: Send,
         span: ServerSpan,
-        active: list[int],
+        active: set[int],
         request_bytes: int,
         start: float,
     ) -> None:
@@ -90,7 +89,6 @@ class Request(Tally):
         self.scope = scope
         self.span = span
         self.active = active
-        self.counted = True
         self.status: int | None = None
         self.error: BaseException | None = None
         self.first_byte: float | None = None

@@ -72,6 +72,14 @@ def test_a_verdict_is_on_what_is_shown(sign: str, measured: float, verdict: str)
     assert found.verdict == verdict
 
 
+def test_a_ratio_below_zero_is_noise_and_a_difference_below_zero_is_none() -> None:
+    samples = {"a": [1.0], "b": [2.0], "c": [5.0]}
+    ratio_figure = Figure("", "cpu", added_ratio("a", "c", "b"), 0.1, 0.1)
+    difference = Figure("", "cpu", added("a", "b"), 0.1, 0.1, unit="MB")
+    found = [outcome(figure, {"cpu": samples}) for figure in (ratio_figure, difference)]
+    assert [one.verdict for one in found if one is not None] == ["noise", "aim"]
+
+
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.text)
 def test_every_figure_can_be_computed_from_what_its_measure_measures_by_default(figure: Figure) -> None:
     values = {key: [float(place), float(place)] for place, key in enumerate(MEASURES[figure.measure].subjects, start=1)}
