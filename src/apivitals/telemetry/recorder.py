@@ -106,7 +106,7 @@ class _Counted(set[int]):
     def add(self, element: int) -> None:
         self._counter.add(1, self._attributes)
 
-    def discard(self, element: int) -> None:
+    def discard(self, element: object) -> None:
         self._counter.add(-1, self._attributes)
 
 
