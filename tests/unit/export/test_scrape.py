@@ -325,7 +325,8 @@ def test_a_question_that_is_too_much_is_answered_and_the_server_lives(
     server: ScrapeServer, question: bytes, status: int, caplog: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Read to the end without a reset, although the server has not read all of it.
-    assert b" %d " % status in talk(server.port, question).partition(b"\r\n")[0]
+    # A question without a version that is understood may be answered as HTTP/0.9: by a page without a status line.
+    assert b"%d" % status in talk(server.port, question)
     assert ask(server.port)[0].status == 200
     assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
     assert capsys.readouterr().err == ""
