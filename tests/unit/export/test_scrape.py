@@ -8,7 +8,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from contextlib import suppress
 from http.client import HTTPConnection, HTTPResponse
 from time import monotonic, sleep
 from typing import Any
